@@ -1,0 +1,378 @@
+"""The record batch: one layout on the wire, on disk, between replicas and to subscribers.
+
+Owns the header's two zones (what the producer says, what the leader stamps), the payload's encoding and every
+check on both. Never reads a clock and never re-encodes: a stamp is a few bytes written in place.
+
+Layout, little-endian, 88 bytes of header and then the payload:
+
+====== ====== ==================== =====================================================================
+offset type   field                meaning
+====== ====== ==================== =====================================================================
+0      4 B    magic                `ZBAT`
+4      u8     version              1
+5      u8     reserved             0
+6      u16    attributes           bits 0-2 compression (0 none, 1 lz4, 2 zstd), bit 4 control,
+                                   bit 5 transactional; other bits of 0-7 are critical, 8-15 ignorable
+8      u32    span                 offsets that the batch spans, at least 1
+12     u32    payload_length       bytes that follow the header
+16     u32    uncompressed_length  bytes of the payload once decompressed
+20     i64    base_timestamp       the first record's timestamp, ms since the epoch
+28     i64    max_timestamp        the latest record's timestamp
+36     i64    producer_id          -1: not idempotent
+44     i64    base_sequence        the first record's sequence number, or -1
+52     i32    producer_epoch       -1: not idempotent
+56     u32    crc                  CRC-32C of bytes 0-55 and the payload
+------ ------ -------------------- ---
+60     i64    base_offset          the first record's offset
+68     i64    append_time          the leader's clock, ms since the epoch, never falling along a partition
+76     i32    leader_epoch         the epoch under which the leader appended it
+80     u16    stamp_attributes     bit 0: the records' timestamps are the append time; other bits of 0-7 critical
+82     u16    reserved             0
+84     u32    header_crc           CRC-32C of bytes 0-83, the first CRC included
+====== ====== ==================== =====================================================================
+
+The payload is a MessagePack array with one element an offset: `[timestamp delta, key, value, headers]`, or nil where
+compaction removed the record. Key and value are bin or nil; headers are an array of `[str, bin or nil]`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+
+import crc32c as _crc32c
+import msgspec
+
+from zbroker.errors import (
+    CorruptBatch,
+    InvalidBatch,
+    InvalidRecord,
+    MessageTooLarge,
+    UnsupportedAttribute,
+)
+from zbroker.protocol import compression
+
+Buffer = bytes | bytearray | memoryview
+Headers = tuple[tuple[str, bytes | None], ...]
+EncodedRecord = tuple[int, bytes | None, bytes | None, Headers]
+"""One record in a payload: timestamp delta in ms, key, value, headers."""
+
+MAGIC = b"ZBAT"
+VERSION = 1
+HEADER_SIZE = 88
+
+COMPRESSION_MASK = 0x0007
+CONTROL = 0x0010
+TRANSACTIONAL = 0x0020
+_KNOWN_CRITICAL = COMPRESSION_MASK | CONTROL | TRANSACTIONAL
+_CRITICAL = 0x00FF
+APPEND_TIME = 0x0001
+"""Stamp attribute: every record's timestamp is the batch's append time."""
+
+NO_PRODUCER = -1
+MAX_SPAN = 0x7FFFFFFF
+
+_HEADER = struct.Struct("<4sBxHIIIqqqqiIqqiHxxI")
+_PRODUCER_ZONE = struct.Struct("<4sBxHIIIqqqqi")
+_STAMP = struct.Struct("<qqiHxx")
+_CRC = struct.Struct("<I")
+CRC_AT, STAMP_AT, HEADER_CRC_AT = 56, 60, 84
+
+crc32c = _crc32c.crc32c
+
+_encode_payload = msgspec.msgpack.Encoder().encode
+_decode_payload = msgspec.msgpack.Decoder(list[EncodedRecord | None]).decode
+
+
+class BatchHeader(msgspec.Struct, frozen=True, gc=False):
+    """A batch's header, field by field as laid out (see the module)."""
+
+    magic: bytes
+    version: int
+    attributes: int
+    span: int
+    payload_length: int
+    uncompressed_length: int
+    base_timestamp: int
+    max_timestamp: int
+    producer_id: int
+    base_sequence: int
+    producer_epoch: int
+    crc: int
+    base_offset: int
+    append_time: int
+    leader_epoch: int
+    stamp_attributes: int
+    header_crc: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole batch."""
+        return HEADER_SIZE + self.payload_length
+
+    @property
+    def next_offset(self) -> int:
+        """The offset after the batch's last."""
+        return self.base_offset + self.span
+
+    @property
+    def last_sequence(self) -> int:
+        """The last record's sequence number."""
+        return self.base_sequence + self.span - 1
+
+    @property
+    def compression(self) -> int:
+        """The codec's number: 0 none, 1 lz4, 2 zstd."""
+        return self.attributes & COMPRESSION_MASK
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the batch is the brokers' own; readers skip it."""
+        return bool(self.attributes & CONTROL)
+
+    @property
+    def latest_timestamp(self) -> int:
+        """The latest timestamp that a reader sees in the batch, ms since the epoch."""
+        return self.append_time if self.stamp_attributes & APPEND_TIME else self.max_timestamp
+
+
+# Making a batch ---
+
+
+def encode_batch(
+    records: Sequence[EncodedRecord | None],
+    *,
+    base_timestamp: int,
+    max_timestamp: int,
+    codec: int = 0,
+    producer_id: int = NO_PRODUCER,
+    producer_epoch: int = -1,
+    base_sequence: int = -1,
+    attributes: int = 0,
+) -> bytearray:
+    """A batch as a producer sends it, its stamp still zero.
+
+    Args:
+        records: tuples of (timestamp delta in ms, key, value, headers), the deltas relative to `base_timestamp`.
+        base_timestamp: the first record's timestamp, ms since the epoch.
+        max_timestamp: the latest record's timestamp.
+        codec: compression number; a payload that would not shrink is left as it is.
+        attributes: further attribute bits, such as `CONTROL`.
+    """
+    payload: bytes | bytearray = _encode_payload(records)
+    uncompressed = len(payload)
+    if codec:
+        smaller = compression.compress(codec, payload)
+        if len(smaller) < uncompressed:
+            payload = smaller
+            attributes |= codec
+    zone = _PRODUCER_ZONE.pack(
+        MAGIC, VERSION, attributes, len(records), len(payload), uncompressed,
+        base_timestamp, max_timestamp, producer_id, base_sequence, producer_epoch,
+    )  # fmt: skip
+    batch = bytearray(HEADER_SIZE)
+    batch[:CRC_AT] = zone
+    _CRC.pack_into(batch, CRC_AT, crc32c(payload, crc32c(zone)))
+    batch += payload
+    return batch
+
+
+def set_producer(
+    batch: bytearray, producer_id: int, producer_epoch: int, base_sequence: int
+) -> None:
+    """Gives an encoded batch another producer identity in place, and its CRC again."""
+    struct.pack_into("<qqi", batch, 36, producer_id, base_sequence, producer_epoch)
+    view = memoryview(batch)
+    _CRC.pack_into(batch, CRC_AT, crc32c(view[HEADER_SIZE:], crc32c(view[:CRC_AT])))
+
+
+def stamp(
+    batch: bytearray,
+    *,
+    base_offset: int,
+    append_time: int,
+    leader_epoch: int,
+    stamp_attributes: int = 0,
+) -> None:
+    """Writes the leader's zone and the header's CRC in place."""
+    _STAMP.pack_into(batch, STAMP_AT, base_offset, append_time, leader_epoch, stamp_attributes)
+    _CRC.pack_into(batch, HEADER_CRC_AT, crc32c(memoryview(batch)[:HEADER_CRC_AT]))
+
+
+# Reading and checking a header ---
+
+
+def read_header(data: Buffer, at: int = 0) -> BatchHeader:
+    """The header at a position, unchecked but for its length, magic and version.
+
+    Raises:
+        InvalidBatch: fewer than 88 bytes are there, or they do not begin with the magic.
+        UnsupportedAttribute: the batch has another version.
+    """
+    if len(data) - at < HEADER_SIZE:
+        raise InvalidBatch(
+            f"a batch has a header of {HEADER_SIZE} bytes, and only {len(data) - at} are there"
+        )
+    header = BatchHeader(*_HEADER.unpack_from(data, at))
+    if header.magic != MAGIC:
+        raise InvalidBatch(f"a batch begins with {MAGIC!r}, not with {header.magic!r}")
+    if header.version != VERSION:
+        raise UnsupportedAttribute(
+            f"batch version {header.version} is not known here, only {VERSION}"
+        )
+    return header
+
+
+def check_ingest(batch: Buffer, *, max_length: int, allow_control: bool = False) -> BatchHeader:
+    """Everything that the leader checks once, before it stamps and stores a producer's batch.
+
+    Args:
+        batch: the whole batch, its stamp ignored.
+        max_length: limit in bytes, on the batch as sent and on its payload once decompressed.
+        allow_control: whether a control batch passes; only nodes send those.
+
+    Raises:
+        InvalidBatch, UnsupportedAttribute, CorruptBatch, MessageTooLarge: with a sentence that names the field.
+    """
+    header = read_header(batch)
+    if header.size != len(batch):
+        raise InvalidBatch(
+            f"payload_length says {header.payload_length} bytes, and {len(batch) - HEADER_SIZE} follow the header"
+        )
+    if header.size > max_length or header.uncompressed_length > max_length:
+        largest = max(header.size, header.uncompressed_length)
+        raise MessageTooLarge(
+            f"the batch has {largest} bytes, more than the {max_length} that the topic takes (max_batch)",
+            size=largest, limit=max_length,
+        )  # fmt: skip
+    view = memoryview(batch)
+    if crc32c(view[HEADER_SIZE:], crc32c(view[:CRC_AT])) != header.crc:
+        raise CorruptBatch("the batch's CRC-32C does not match its bytes; send it again")
+    _check_claims(header, allow_control)
+    payload = compression.decompress(
+        header.compression, view[HEADER_SIZE:], header.uncompressed_length
+    )
+    count = _array_length(payload)
+    if count != header.span:
+        raise InvalidBatch(
+            f"the payload is an array of {count} records, but span says {header.span}"
+        )
+    return header
+
+
+def _check_claims(header: BatchHeader, allow_control: bool) -> None:
+    """That the header's fields do not contradict each other or ask for what is not known here."""
+    check_attributes(header)
+    if header.attributes & TRANSACTIONAL or (header.attributes & CONTROL and not allow_control):
+        raise UnsupportedAttribute("control and transactional batches are not taken from producers")
+    if not 1 <= header.span <= MAX_SPAN or header.span > header.uncompressed_length:
+        raise InvalidBatch(
+            f"span is {header.span}; it is at least 1 and at most the payload's bytes"
+        )
+    if not 0 <= header.base_timestamp <= header.max_timestamp:
+        raise InvalidBatch(
+            f"timestamps are 0 or later and the maximum is not before the first: "
+            f"base {header.base_timestamp}, max {header.max_timestamp}"
+        )
+    named = (header.producer_id >= 0, header.producer_epoch >= 0, header.base_sequence >= 0)
+    if any(named) and not all(named):
+        raise InvalidBatch(
+            "producer_id, producer_epoch and base_sequence are all -1 or all 0 or more"
+        )
+
+
+def check_attributes(header: BatchHeader) -> None:
+    """Refuses critical attributes that this version does not know (`UnsupportedAttribute`)."""
+    unknown = header.attributes & _CRITICAL & ~_KNOWN_CRITICAL
+    unknown_stamp = header.stamp_attributes & _CRITICAL & ~APPEND_TIME
+    if unknown or unknown_stamp or header.compression >= len(compression.CODECS):
+        raise UnsupportedAttribute(
+            f"the batch at offset {header.base_offset} has critical attributes that are not known here "
+            f"(attributes {header.attributes:#06x}, stamp {header.stamp_attributes:#06x})",
+            first=header.base_offset, next=header.next_offset,
+        )  # fmt: skip
+
+
+def header_intact(data: Buffer, at: int, header: BatchHeader) -> bool:
+    """Whether a stamped header's own CRC holds: cheap, and enough to trust its lengths and offsets."""
+    return (
+        crc32c(memoryview(data)[at : at + HEADER_CRC_AT]) == header.header_crc and header.span >= 1
+    )
+
+
+def payload_intact(data: Buffer, at: int, header: BatchHeader) -> bool:
+    """Whether the producer's CRC holds over its zone and the payload; the whole batch must be in `data`."""
+    view = memoryview(data)
+    start = at + HEADER_SIZE
+    payload = view[start : start + header.payload_length]
+    return (
+        len(payload) == header.payload_length
+        and crc32c(payload, crc32c(view[at : at + CRC_AT])) == header.crc
+    )
+
+
+def iter_batches(chunk: Buffer) -> Iterator[tuple[int, BatchHeader]]:
+    """Positions and headers of the whole batches in a chunk, checked; stops before a batch that is cut short.
+
+    Raises:
+        CorruptBatch: a header or a payload does not match its CRC.
+        InvalidBatch: something else than a batch stands where one should begin.
+    """
+    at, end = 0, len(chunk)
+    while end - at >= HEADER_SIZE:
+        header = read_header(chunk, at)
+        if not header_intact(chunk, at, header):
+            raise CorruptBatch(
+                f"the batch header at byte {at} of the chunk does not match its CRC-32C"
+            )
+        if at + header.size > end:
+            return
+        if not payload_intact(chunk, at, header):
+            raise CorruptBatch(
+                f"the batch at offset {header.base_offset} does not match its CRC-32C",
+                first=header.base_offset, next=header.next_offset,
+            )  # fmt: skip
+        yield at, header
+        at += header.size
+
+
+# Records ---
+
+
+def decode_records(chunk: Buffer, at: int, header: BatchHeader) -> list[EncodedRecord | None]:
+    """The records of the batch at a position, one element an offset, nil ones as None.
+
+    Raises:
+        UnsupportedAttribute: the batch carries a critical attribute that is not known here.
+        InvalidRecord: it is malformed inside; details `first` and `next` give the offsets to step over.
+    """
+    check_attributes(header)
+    start = at + HEADER_SIZE
+    body = memoryview(chunk)[start : start + header.payload_length]
+    try:
+        payload = compression.decompress(header.compression, body, header.uncompressed_length)
+        if _array_length(payload) != header.span:
+            raise InvalidBatch(
+                "the payload's array does not have as many records as the batch spans"
+            )
+        return _decode_payload(payload)
+    except (InvalidBatch, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRecord(
+            f"the records at offsets {header.base_offset} to {header.next_offset - 1} are malformed: {error}",
+            first=header.base_offset, next=header.next_offset,
+        ) from None  # fmt: skip
+
+
+def _array_length(payload: Buffer) -> int:
+    """How many elements the MessagePack array at the start of a payload declares."""
+    if not payload:
+        raise InvalidBatch("the payload is empty; it is a MessagePack array of records")
+    kind = payload[0]
+    if 0x90 <= kind <= 0x9F:
+        return kind & 0x0F
+    size = {0xDC: 2, 0xDD: 4}.get(kind)
+    if size is None or len(payload) < 1 + size:
+        raise InvalidBatch(
+            f"the payload is a MessagePack array of records; its first byte is {kind:#04x}"
+        )
+    return int.from_bytes(payload[1 : 1 + size], "big")

@@ -1,0 +1,177 @@
+"""Messages to ZeroMQ frames and back: `[head][body]…`, with an empty delimiter in front where a REQ socket sends one.
+
+Owns the limits on a message's shape. Whatever the frames hold, only coded errors come out of here. Never looks into
+a body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from zbroker.errors import (
+    MalformedMessage,
+    MessageTooLarge,
+    UnknownOperation,
+    ZBrokerError,
+    from_wire,
+)
+from zbroker.protocol.messages import ClusterChange, ErrorReply, Message, Push, Reply, Request
+
+HEAD_MAX = 64 * 1024
+"""Largest request head, bytes."""
+FRAMES_MAX = 4
+"""Most frames in a request: delimiter, head and bodies."""
+CLUSTER_SUBJECT = b"!cluster/"
+"""Subject of pushed cluster changes; no topic's subject begins with `!`."""
+
+Frame = bytes | memoryview
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+"""A message's head as bytes."""
+_decode_request: Callable[[Frame], Request] = msgspec.msgpack.Decoder(Request).decode
+_decode_reply: Callable[[Frame], Reply] = msgspec.msgpack.Decoder(Reply).decode
+_decode_push = msgspec.msgpack.Decoder(Push).decode
+_decode_change = msgspec.msgpack.Decoder(ClusterChange).decode
+
+
+class _Id(msgspec.Struct):
+    """What can be saved of a broken head, so that the error reaches the caller that waits for it."""
+
+    id: Any = 0
+    op: Any = None
+
+
+_decode_id = msgspec.msgpack.Decoder(_Id).decode
+
+
+class Incoming(NamedTuple):
+    """A request apart: whether a delimiter stood in front, its head and its bodies."""
+
+    delimited: bool
+    head: Frame
+    bodies: Sequence[Frame]
+
+
+def split(frames: Sequence[Frame]) -> Incoming:
+    """Takes a request's frames apart.
+
+    Raises:
+        MalformedMessage: there is no head, or there are too many frames.
+    """
+    delimited = len(frames) > 1 and len(frames[0]) == 0
+    rest = frames[1:] if delimited else frames
+    if not rest or not len(rest[0]):
+        raise MalformedMessage(
+            "a message is a head, one MessagePack map, and bodies behind it; the head is missing"
+        )
+    if len(frames) > FRAMES_MAX:
+        raise MalformedMessage(
+            f"a message has at most {FRAMES_MAX} frames, and this one has {len(frames)}"
+        )
+    return Incoming(delimited, rest[0], rest[1:])
+
+
+def decode_request(head: Frame) -> Request:
+    """The request in a head.
+
+    Raises:
+        MalformedMessage, UnknownOperation, MessageTooLarge: the sentence names the field.
+    """
+    if len(head) > HEAD_MAX:
+        raise MessageTooLarge(f"a head has at most {HEAD_MAX} bytes, and this one has {len(head)}")
+    try:
+        return _decode_request(head)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        if text.startswith("Invalid value") and text.endswith("at `$.op`"):
+            raise UnknownOperation(
+                f"operation {request_op(head)!r} is not known here; see docs/protocol.md"
+            ) from None
+        raise MalformedMessage(f"the head does not fit its operation: {text}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, MemoryError) as error:
+        raise MalformedMessage(f"the head is not one MessagePack map: {error}") from None
+
+
+def request_id(head: Frame) -> int:
+    """The correlation number of a head that may be broken; 0 where it cannot be read."""
+    try:
+        found = _decode_id(head).id
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError):
+        return 0
+    return (
+        found
+        if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 2**63
+        else 0
+    )
+
+
+def request_op(head: Frame) -> str | None:
+    """The operation of a head that may be broken, cut to a length fit for a sentence."""
+    try:
+        found = _decode_id(head).op
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError):
+        return None
+    return found[:40] if isinstance(found, str) else None
+
+
+def error_reply(error: ZBrokerError, correlation: int) -> ErrorReply:
+    """The reply that carries an error."""
+    return ErrorReply(
+        id=correlation, code=error.code, message=str(error), hint=error.hint,
+        outcome_unknown=error.outcome_unknown, details=error.details,
+    )  # fmt: skip
+
+
+def decode_reply(head: Frame) -> Reply:
+    """The reply in a head; an error is returned as `ErrorReply`, not raised.
+
+    Raises:
+        MalformedMessage: the head is not a reply of this protocol.
+    """
+    try:
+        return _decode_reply(head)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError) as error:
+        raise MalformedMessage(f"the server's reply is not one of this protocol: {error}") from None
+
+
+def reply_error(reply: ErrorReply) -> ZBrokerError:
+    """The exception that an error reply stands for."""
+    return from_wire(
+        reply.code, reply.message, reply.details, outcome_unknown=reply.outcome_unknown
+    )
+
+
+def subject(topic: str, partition: int) -> bytes:
+    """The subject under which a partition is pushed.
+
+    >>> subject("sales", 0)
+    b'sales/0/'
+    """
+    return f"{topic}/{partition}/".encode()
+
+
+def decode_push(head: Frame) -> Push:
+    """The head of a pushed batch or beacon (`MalformedMessage` when it is none)."""
+    try:
+        return _decode_push(head)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError) as error:
+        raise MalformedMessage(f"the pushed head is not one of this protocol: {error}") from None
+
+
+def decode_change(head: Frame) -> ClusterChange:
+    """The head of a pushed cluster change (`MalformedMessage` when it is none)."""
+    try:
+        return _decode_change(head)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError) as error:
+        raise MalformedMessage(f"the pushed head is not one of this protocol: {error}") from None
+
+
+__all__ = [
+    "CLUSTER_SUBJECT", "FRAMES_MAX", "HEAD_MAX", "Frame", "Incoming", "Message", "decode_change", "decode_push",
+    "decode_reply", "decode_request", "encode", "error_reply", "reply_error", "request_id", "request_op", "split",
+    "subject",
+]  # fmt: skip

@@ -1,0 +1,409 @@
+"""Every message as a typed struct: this file is the API.
+
+A request is a MessagePack map with an `op` and an `id`; its reply carries the same `op` and `id`, or `op: error`.
+Record batches never stand inside these maps: they travel as raw frames behind them. Unknown fields are ignored, a
+missing field takes its default, and a wrong type is refused with the field's name. Times are milliseconds, sizes
+bytes, ids strings of 32 hexadecimal digits. `docs/protocol.md` has tables generated from here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+PROTOCOL_VERSION = 1
+
+Acks = Literal["all", "leader", "none"]
+Durability = Literal["flushed", "written"]
+Setting = str | int
+
+Uint = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Epoch = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+PartitionNumber = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TopicName = Annotated[str, Meta(max_length=1000)]
+
+
+class Message(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What every request and reply has: `op` says which it is."""
+
+    id: Annotated[Uint, Meta(description="correlation number, chosen by the client and echoed")] = 0
+
+
+# Opening a conversation ---
+
+
+class Hello(Message, tag_field="op", tag="hello"):
+    """Opens a conversation; a client that leaves it out speaks version 1."""
+
+    versions: Annotated[list[int], Meta(description="protocol versions spoken")] = msgspec.field(
+        default_factory=lambda: [PROTOCOL_VERSION]
+    )
+    client: Annotated[
+        str, Meta(description="name and version of the client, for the node's log")
+    ] = ""
+    cluster: Annotated[str | None, Meta(description="cluster id expected; another is refused")] = (
+        None
+    )
+    features: Annotated[list[str], Meta(description="optional features that the client knows")] = []
+    credentials: Annotated[
+        dict[str, Any] | None, Meta(description="reserved for authentication")
+    ] = None
+
+
+class HelloReply(Message, tag_field="op", tag="hello"):
+    """What the node speaks and allows."""
+
+    version: Annotated[int, Meta(description="the version to speak")] = PROTOCOL_VERSION
+    cluster: Annotated[str, Meta(description="cluster id")] = ""
+    node: Annotated[str, Meta(description="the node's name")] = ""
+    features: Annotated[list[str], Meta(description="features that both know")] = []
+    frame_max: Annotated[int, Meta(description="largest frame the node takes, bytes")] = 0
+    in_flight_max: Annotated[int, Meta(description="requests a client may have unanswered")] = 0
+    software: Annotated[str, Meta(description="the node's software and version")] = ""
+
+
+class Node(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A node of the cluster and where it listens; its PUB port is `port + 1`."""
+
+    name: str
+    host: str
+    port: int
+    rack: str | None = None
+    alive: bool = True
+
+
+class Partition(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """Who leads and who keeps a partition."""
+
+    partition: int
+    leader: Annotated[
+        str | None, Meta(description="the leader's node name, nil while there is none")
+    ] = None
+    epoch: Annotated[int, Meta(description="leader epoch")] = -1
+    replicas: list[str] = []
+    isr: Annotated[list[str], Meta(description="in-sync replicas")] = []
+
+
+class Topic(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A topic as the metadata know it, or the code that says why it is not there."""
+
+    name: str
+    topic_id: str = ""
+    partitions: list[Partition] = []
+    settings: dict[str, Setting] = {}
+    error: Annotated[
+        str | None, Meta(description="error code, when the topic could not be described")
+    ] = None
+
+
+class Metadata(Message, tag_field="op", tag="metadata"):
+    """Asks which nodes, topics and leaders there are; any node answers."""
+
+    topics: Annotated[list[TopicName] | None, Meta(description="names; nil asks for all")] = None
+
+
+class MetadataReply(Message, tag_field="op", tag="metadata"):
+    """The cluster as the answering node knows it."""
+
+    cluster: Annotated[str, Meta(description="cluster id")] = ""
+    cluster_name: str = ""
+    version: Annotated[
+        int, Meta(description="offset in the metadata log; a larger one is newer")
+    ] = -1
+    controller: Annotated[str | None, Meta(description="the controller's node name")] = None
+    nodes: list[Node] = []
+    topics: list[Topic] = []
+
+
+# Producing ---
+
+
+class InitProducer(Message, tag_field="op", tag="init_producer"):
+    """Asks for a producer id, without which a batch is not idempotent."""
+
+
+class InitProducerReply(Message, tag_field="op", tag="init_producer"):
+    """A producer id that nobody else has, and the epoch to begin with."""
+
+    producer_id: int = -1
+    producer_epoch: int = 0
+
+
+class Produce(Message, tag_field="op", tag="produce"):
+    """Appends one batch, the frame behind the head, to a partition; only its leader takes it."""
+
+    topic: Annotated[TopicName | None, Meta(description="name; `topic_id` is the safer choice")] = (
+        None
+    )
+    topic_id: str | None = None
+    partition: PartitionNumber = 0
+    acks: Annotated[
+        Acks,
+        Meta(description="all: committed; leader: in the leader's log; none: no reply is sent"),
+    ] = "all"
+    timeout: Annotated[Uint, Meta(description="ms that the node may take to answer")] = 30_000
+
+
+class ProduceReply(Message, tag_field="op", tag="produce"):
+    """Where the batch is and how safe it is."""
+
+    partition: int = 0
+    base_offset: Annotated[int, Meta(description="the first record's offset")] = -1
+    append_time: Annotated[int, Meta(description="the leader's clock when it appended, ms")] = -1
+    epoch: Annotated[int, Meta(description="leader epoch of the batch")] = -1
+    durability: Annotated[
+        Durability,
+        Meta(
+            description="flushed: on disk, through fsync; written: in the operating system's cache"
+        ),
+    ] = "written"
+    copies: Annotated[int, Meta(description="replicas that have reached that durability")] = 1
+    duplicate: Annotated[
+        bool, Meta(description="the batch was there already; this is its first place")
+    ] = False
+
+
+# Reading ---
+
+
+class Fetch(Message, tag_field="op", tag="fetch"):
+    """Reads committed batches from an offset on; a chunk of whole batches follows the reply's head."""
+
+    topic: TopicName | None = None
+    topic_id: str | None = None
+    partition: PartitionNumber = 0
+    offset: Annotated[Uint, Meta(description="the first offset wanted")] = 0
+    epoch: Annotated[
+        Epoch, Meta(description="leader epoch of the record before it, -1 if not known")
+    ] = -1
+    max_bytes: Annotated[
+        Uint, Meta(description="about how large the chunk may be; one batch always fits")
+    ] = 1 << 20
+    wait: Annotated[Uint, Meta(description="ms to wait for a record where there is none yet")] = 0
+
+
+class FetchReply(Message, tag_field="op", tag="fetch"):
+    """The offsets that the chunk covers, and the partition's present ends."""
+
+    topic_id: str = ""
+    partition: int = 0
+    epoch: Annotated[int, Meta(description="the partition's leader epoch")] = -1
+    base: Annotated[
+        int, Meta(description="first offset that the chunk covers; may be before the one asked")
+    ] = 0
+    next: Annotated[int, Meta(description="offset to fetch next: all before it is covered")] = 0
+    high_watermark: Annotated[int, Meta(description="first offset that is not committed yet")] = 0
+    log_start: Annotated[int, Meta(description="first offset that is kept")] = 0
+
+
+class Offsets(Message, tag_field="op", tag="offsets"):
+    """Asks a partition's leader for an offset by its meaning."""
+
+    topic: TopicName | None = None
+    topic_id: str | None = None
+    partition: PartitionNumber = 0
+    at: Annotated[
+        Literal["earliest", "latest", "time"],
+        Meta(description="first kept; first not committed; first record not before `time`"),
+    ] = "latest"
+    time: Annotated[Uint, Meta(description="ms since the epoch, for `at: time`")] = 0
+
+
+class OffsetsReply(Message, tag_field="op", tag="offsets"):
+    """The offset, and the partition's ends."""
+
+    topic_id: str = ""
+    partition: int = 0
+    offset: Annotated[
+        int, Meta(description="the offset; the high watermark where no record is as late")
+    ] = 0
+    timestamp: Annotated[int, Meta(description="the found record's timestamp, or -1")] = -1
+    epoch: Annotated[
+        int, Meta(description="leader epoch of the record before `offset`, or -1")
+    ] = -1
+    leader_epoch: int = -1
+    high_watermark: int = 0
+    log_start: int = 0
+
+
+# Administration ---
+
+
+class CreateTopic(Message, tag_field="op", tag="create_topic"):
+    """Makes a topic; the same `request_id` again finds it made."""
+
+    name: TopicName = ""
+    request_id: Annotated[str, Meta(description="chosen by the client, the same in each retry")] = (
+        ""
+    )
+    settings: Annotated[
+        dict[str, Setting],
+        Meta(
+            description="partitions, replicas, min_insync, fsync, retention, …; defaults are the cluster's"
+        ),
+    ] = {}
+
+
+class CreateTopicReply(Message, tag_field="op", tag="create_topic"):
+    """The topic as it was made, every setting resolved."""
+
+    topic: Topic
+
+
+class AlterTopic(Message, tag_field="op", tag="alter_topic"):
+    """Changes settings of a topic, or gives it more partitions."""
+
+    name: TopicName = ""
+    topic_id: Annotated[
+        str | None, Meta(description="refused when the topic has another id by now")
+    ] = None
+    request_id: str = ""
+    settings: dict[str, Setting] = {}
+
+
+class AlterTopicReply(Message, tag_field="op", tag="alter_topic"):
+    """The topic after the change."""
+
+    topic: Topic
+
+
+class DeleteTopic(Message, tag_field="op", tag="delete_topic"):
+    """Deletes a topic and its records."""
+
+    name: TopicName = ""
+    topic_id: Annotated[
+        str | None, Meta(description="refused when the topic has another id by now")
+    ] = None
+    request_id: str = ""
+
+
+class DeleteTopicReply(Message, tag_field="op", tag="delete_topic"):
+    """The topic is gone."""
+
+    topic_id: str = ""
+
+
+class DeleteRecords(Message, tag_field="op", tag="delete_records"):
+    """Moves a partition's log start up: records before `before` are gone."""
+
+    topic: TopicName | None = None
+    topic_id: str | None = None
+    partition: PartitionNumber = 0
+    before: Annotated[
+        Uint, Meta(description="the new first offset, at most the high watermark")
+    ] = 0
+    request_id: str = ""
+
+
+class DeleteRecordsReply(Message, tag_field="op", tag="delete_records"):
+    """The log start, on disk."""
+
+    log_start: int = 0
+
+
+class PartitionStats(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What a leader knows of one partition's log."""
+
+    partition: int
+    epoch: int = -1
+    start_offset: int = 0
+    high_watermark: int = 0
+    end_offset: Annotated[int, Meta(description="log end: the offset the next record gets")] = 0
+    flushed_offset: int = 0
+    size: Annotated[int, Meta(description="bytes on disk")] = 0
+    segments: int = 0
+    records_in: Annotated[int, Meta(description="records taken since the node started")] = 0
+    bytes_in: Annotated[int, Meta(description="bytes taken since the node started")] = 0
+    records_rate: Annotated[float, Meta(description="records a second, over the last seconds")] = (
+        0.0
+    )
+    bytes_rate: Annotated[float, Meta(description="bytes a second, over the last seconds")] = 0.0
+    damaged: Annotated[
+        list[tuple[int, int]], Meta(description="offset ranges that cannot be read")
+    ] = []
+
+
+class Stats(Message, tag_field="op", tag="stats"):
+    """Asks a node for the partitions of a topic that it leads."""
+
+    topic: TopicName | None = None
+    topic_id: str | None = None
+
+
+class StatsReply(Message, tag_field="op", tag="stats"):
+    """The partitions led by the answering node."""
+
+    topic_id: str = ""
+    partitions: list[PartitionStats] = []
+
+
+class Status(Message, tag_field="op", tag="status"):
+    """Asks a node how it is."""
+
+
+class StatusReply(Message, tag_field="op", tag="status"):
+    """The answering node's own state."""
+
+    node: str = ""
+    software: str = ""
+    uptime: Annotated[int, Meta(description="ms since it started")] = 0
+    clients: int = 0
+    topics: int = 0
+    partitions: Annotated[int, Meta(description="partitions kept here")] = 0
+    leading: Annotated[int, Meta(description="partitions led from here")] = 0
+    under_replicated: int = 0
+    disk_full: bool = False
+    size: Annotated[int, Meta(description="bytes of all logs here")] = 0
+
+
+# Errors ---
+
+
+class ErrorReply(Message, tag_field="op", tag="error"):
+    """A request that failed: `code` for programs, `message` for people."""
+
+    code: str = "internal"
+    message: str = ""
+    hint: Annotated[
+        Literal["retry", "refresh", "give_up"], Meta(description="what the client should do")
+    ] = "give_up"
+    outcome_unknown: Annotated[
+        bool, Meta(description="the request may have taken effect all the same")
+    ] = False
+    details: dict[str, Any] = {}
+
+
+# Push ---
+
+
+class Push(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The head of a pushed batch, or of a beacon, which has no batch behind it. Subject: `topic/partition/`."""
+
+    v: Annotated[int, Meta(description="protocol version")] = PROTOCOL_VERSION
+    topic_id: str = ""
+    partition: int = 0
+    epoch: Annotated[int, Meta(description="the partition's leader epoch")] = -1
+    high_watermark: Annotated[int, Meta(description="first offset that is not committed yet")] = 0
+    log_start: int = 0
+
+
+class ClusterChange(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """Pushed when the metadata changed, and now and then as a beacon. Subject: `!cluster/`."""
+
+    v: Annotated[int, Meta(description="protocol version")] = PROTOCOL_VERSION
+    cluster: str = ""
+    version: Annotated[int, Meta(description="offset in the metadata log")] = -1
+    node: Annotated[str, Meta(description="the node that says so")] = ""
+    topics: Annotated[list[str], Meta(description="names of the topics that changed")] = []
+
+
+Request = (
+    Hello | Metadata | InitProducer | Produce | Fetch | Offsets
+    | CreateTopic | AlterTopic | DeleteTopic | DeleteRecords | Stats | Status
+)  # fmt: skip
+Reply = (
+    HelloReply | MetadataReply | InitProducerReply | ProduceReply | FetchReply | OffsetsReply
+    | CreateTopicReply | AlterTopicReply | DeleteTopicReply | DeleteRecordsReply | StatsReply | StatusReply | ErrorReply
+)  # fmt: skip
