@@ -31,7 +31,11 @@ _KINDS = {
     "float": "the number",
     "timestamp": "the date",
     "str": "",
+    "merge": "",
+    "value": "",
 }
+# YAML 1.1 gives << and = a meaning of their own; here they are texts like any other.
+_TEXTS = ("str", "merge", "value")
 
 
 class Item:
@@ -80,7 +84,7 @@ class Item:
     def name(self, expected: str) -> str:
         """A scalar that YAML too takes for text: `no` and `1` are asked to be put in quotes."""
         text = self.text(expected)
-        if self._kind != "str":
+        if self._kind not in _TEXTS:
             self.fail(f"found {self.describe()}, expected {expected}; put it in quotes")
         return text
 
