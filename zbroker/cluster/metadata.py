@@ -1,0 +1,135 @@
+"""The state that the metadata log makes: nodes, topics, leaders, producer ids.
+
+Replicated state: `apply` is its only mutator, uses no clock and no randomness, and gives the same state on every node
+that applied the same records. Decisions stand in `controller`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from zbroker.cluster.records import (
+    FEATURE_LEVEL,
+    ClusterFormed,
+    LeaderAppointed,
+    MetadataRecord,
+    NodeRegistered,
+    ProducerIdsGranted,
+    TopicAltered,
+    TopicCreated,
+    TopicDeleted,
+)
+from zbroker.errors import UnsupportedVersion
+from zbroker.topics import TopicSettings
+
+DELETIONS_REMEMBERED = 1000
+"""How many requests that deleted a topic are known again when they are repeated."""
+
+
+@dataclass(slots=True)
+class PartitionState:
+    """Who keeps and leads one partition."""
+
+    replicas: list[str]
+    leader: str | None = None
+    epoch: int = -1
+    isr: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class TopicState:
+    """One topic."""
+
+    topic_id: str
+    name: str
+    settings: TopicSettings
+    request_id: str
+    partitions: list[PartitionState]
+
+
+class Metadata:
+    """The cluster as the applied records describe it. Read it freely; change it only through `apply`."""
+
+    def __init__(self) -> None:
+        self.cluster_id: str | None = None
+        self.cluster_name = ""
+        self.feature_level = 0
+        self.voters: dict[str, str] = {}
+        self.nodes: dict[str, NodeRegistered] = {}
+        self.topics: dict[str, TopicState] = {}
+        """Topics by id, in the order of their creation."""
+        self.ids: dict[str, str] = {}
+        """Topic ids by name."""
+        self.folded: dict[str, str] = {}
+        """Topic names by their case-folded form: two that differ only in case are refused."""
+        self.next_producer_id = 0
+        self.deletions: dict[str, str] = {}
+        """Topic ids by the request that deleted them, the latest ones."""
+
+    def topic_named(self, name: str) -> TopicState | None:
+        """The topic of that name, if there is one."""
+        topic_id = self.ids.get(name)
+        return None if topic_id is None else self.topics[topic_id]
+
+    def apply(self, record: MetadataRecord) -> None:
+        """Makes one record true."""
+        match record:
+            case TopicCreated():
+                self._topic_created(record)
+            case TopicAltered():
+                self._topic_altered(record)
+            case TopicDeleted():
+                self._topic_deleted(record)
+            case LeaderAppointed():
+                self._leader_appointed(record)
+            case NodeRegistered():
+                self.nodes[record.node] = record
+            case ProducerIdsGranted():
+                self.next_producer_id = max(self.next_producer_id, record.first + record.count)
+            case ClusterFormed():
+                self._cluster_formed(record)
+
+    def _cluster_formed(self, record: ClusterFormed) -> None:
+        assert self.cluster_id is None, "a cluster is formed once"
+        if record.feature_level > FEATURE_LEVEL:
+            raise UnsupportedVersion(
+                f"the cluster is at feature level {record.feature_level}, and this version knows "
+                f"{FEATURE_LEVEL}; start the version that wrote it, or a newer one"
+            )
+        self.cluster_id = record.cluster_id
+        self.cluster_name = record.name
+        self.feature_level = record.feature_level
+        self.voters = dict(record.voters)
+
+    def _topic_created(self, record: TopicCreated) -> None:
+        assert record.name.lower() not in self.folded, record.name
+        self.topics[record.topic_id] = TopicState(
+            topic_id=record.topic_id,
+            name=record.name,
+            settings=record.settings,
+            request_id=record.request_id,
+            partitions=[PartitionState(list(replicas)) for replicas in record.replicas],
+        )
+        self.ids[record.name] = record.topic_id
+        self.folded[record.name.lower()] = record.name
+
+    def _topic_altered(self, record: TopicAltered) -> None:
+        topic = self.topics[record.topic_id]
+        topic.settings = record.settings
+        topic.partitions += [PartitionState(list(replicas)) for replicas in record.added_replicas]
+
+    def _topic_deleted(self, record: TopicDeleted) -> None:
+        topic = self.topics.pop(record.topic_id)
+        del self.ids[topic.name]
+        del self.folded[topic.name.lower()]
+        if record.request_id:
+            self.deletions[record.request_id] = record.topic_id
+            if len(self.deletions) > DELETIONS_REMEMBERED:
+                del self.deletions[next(iter(self.deletions))]
+
+    def _leader_appointed(self, record: LeaderAppointed) -> None:
+        partition = self.topics[record.topic_id].partitions[record.partition]
+        assert record.epoch > partition.epoch, "leader epochs only grow"
+        partition.leader = record.leader
+        partition.epoch = record.epoch
+        partition.isr = list(record.isr)

@@ -1,0 +1,108 @@
+"""The records of the metadata log: everything that a cluster must remember, as typed structs.
+
+Each is one record's value, a MessagePack map whose `kind` says which it is. A new kind is gated by the feature level
+that the log records: a node that meets a kind it does not know stops rather than guess.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from zbroker.errors import UnsupportedVersion
+from zbroker.topics import TopicSettings
+
+FEATURE_LEVEL = 1
+"""The newest feature level that this version understands."""
+
+
+class ClusterFormed(msgspec.Struct, tag_field="kind", tag="cluster_formed", frozen=True):
+    """The first record of all: the cluster's identity and its voters, each a node and its disk."""
+
+    cluster_id: str
+    name: str
+    feature_level: int
+    voters: dict[str, str]
+
+
+class NodeRegistered(msgspec.Struct, tag_field="kind", tag="node_registered", frozen=True):
+    """A process start of a node. It ends every leadership that the node held before."""
+
+    node: str
+    disk_id: str
+    incarnation: int
+    host: str
+    port: int
+    rack: str | None = None
+
+
+class TopicCreated(msgspec.Struct, tag_field="kind", tag="topic_created", frozen=True):
+    """A topic, its resolved settings, and the replicas of each partition, the preferred leader first."""
+
+    topic_id: str
+    name: str
+    settings: TopicSettings
+    replicas: list[list[str]]
+    request_id: str = ""
+
+
+class TopicAltered(msgspec.Struct, tag_field="kind", tag="topic_altered", frozen=True):
+    """A topic's new settings, and the replicas of the partitions that it gained."""
+
+    topic_id: str
+    settings: TopicSettings
+    added_replicas: list[list[str]] = []
+
+
+class TopicDeleted(msgspec.Struct, tag_field="kind", tag="topic_deleted", frozen=True):
+    """A topic is gone; only this record lets its files go."""
+
+    topic_id: str
+    request_id: str = ""
+
+
+class LeaderAppointed(msgspec.Struct, tag_field="kind", tag="leader_appointed", frozen=True):
+    """Who leads a partition, under which epoch, and who is in sync."""
+
+    topic_id: str
+    partition: int
+    leader: str | None
+    epoch: int
+    isr: list[str]
+
+
+class ProducerIdsGranted(msgspec.Struct, tag_field="kind", tag="producer_ids_granted", frozen=True):
+    """A block of producer ids, for one node to hand out."""
+
+    node: str
+    first: int
+    count: int
+
+
+MetadataRecord = (
+    ClusterFormed
+    | NodeRegistered
+    | TopicCreated
+    | TopicAltered
+    | TopicDeleted
+    | LeaderAppointed
+    | ProducerIdsGranted
+)
+
+encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(MetadataRecord).decode
+
+
+def decode(value: bytes | None) -> MetadataRecord:
+    """The metadata record in a record's value.
+
+    Raises:
+        UnsupportedVersion: it is of a kind that this version does not know.
+    """
+    try:
+        record: MetadataRecord = _decode(value or b"")
+    except msgspec.MsgspecError as error:
+        raise UnsupportedVersion(
+            f"the metadata log has a record that this version does not understand ({error}); "
+            "start the version that wrote it, or a newer one"
+        ) from None
+    return record
