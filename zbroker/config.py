@@ -94,7 +94,7 @@ class Config(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
 
     @property
-    def self(self) -> NodeConfig:
+    def this_node(self) -> NodeConfig:
         """This node among the cluster's."""
         return next(node for node in self.cluster.nodes if node.name == self.node)
 
@@ -155,7 +155,7 @@ def _data(item: Item) -> Path:
 def _http(item: Item, config: Config) -> Address:
     """Where to serve HTTP: a port that no node on this machine needs for itself."""
     http = item.parsed(parse_address, "HOST:PORT, such as 127.0.0.1:5554")
-    here = _machine(config.self.address.host)
+    here = _machine(config.this_node.address.host)
     for node in config.cluster.nodes:
         base = node.address.port
         if _machine(node.address.host) == here and base <= http.port < base + PORTS_PER_NODE:

@@ -94,7 +94,7 @@ def test_one_node_with_nothing_but_what_is_required(tmp_path: Path) -> None:
         cluster=config.ClusterConfig("lab", (node,), ("node1",), {}),
         limits=Limits(frame=8 << 20, memory=256 << 20, clients=10_000, partitions=10_000),
     )
-    assert read.self is read.cluster.nodes[0]
+    assert read.this_node is read.cluster.nodes[0]
 
 
 def test_everything_that_can_be_said() -> None:
@@ -120,7 +120,7 @@ limits: {frame: 16MiB, memory: 1GiB, clients: 50, partitions: 100}
         NodeConfig("node2", Address("node2.local", 5550), "0.0.0.0", "shelf-b"),
         NodeConfig("node3", Address("fd00::3", 5550), "::"),
     )
-    assert read.self.name == "node2"
+    assert read.this_node.name == "node2"
     assert read.cluster.voters == ("node3", "node1")
     assert read.cluster.topics == {
         "partitions": 4,
@@ -169,7 +169,7 @@ def test_replicas_left_out(count: int, line: str, replicas: int, min_insync: int
 )
 def test_listen_left_out(host: str, listen: str) -> None:
     text = ONE_NODE.replace("127.0.0.1", host)
-    assert config.loads(text).self.listen == listen
+    assert config.loads(text).this_node.listen == listen
 
 
 def test_nodes_on_one_host_four_ports_apart() -> None:
@@ -196,7 +196,7 @@ def test_the_cluster_is_read_from_beside_the_file_and_not_from_the_working_folde
     (tmp_path / "lan/b.yaml").write_text("node: b\ndata: ../b\ncluster: cluster.yaml\n")
     monkeypatch.chdir(tmp_path)
     read = config.load("lan/b.yaml")
-    assert read.self.address == Address("i", 5550)
+    assert read.this_node.address == Address("i", 5550)
     assert read.data == tmp_path / "b"
 
 
@@ -225,7 +225,7 @@ def test_it_is_frozen() -> None:
 
 def test_the_one_node_configuration_runs_alone_beside_the_clone() -> None:
     read = config.load(ROOT / "configs/node1.yaml")
-    assert read.self.address == Address("127.0.0.1", 5550)
+    assert read.this_node.address == Address("127.0.0.1", 5550)
     assert read.data == ROOT / "data/node1"
     assert read.cluster.voters == ("node1",)
 
@@ -253,6 +253,6 @@ def test_the_template_shows_the_defaults() -> None:
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_the_three_machines(number: int) -> None:
     read = config.load(ROOT / f"configs/lan/node{number}.yaml")
-    assert read.self.name == f"node{number}"
+    assert read.this_node.name == f"node{number}"
     assert [node.name for node in read.cluster.nodes] == ["node1", "node2", "node3"]
     assert topics.create({}, read.cluster.topics, nodes=3).min_insync == 2
