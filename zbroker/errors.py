@@ -1,8 +1,9 @@
-"""Every error that zbroker reports: its wire code, whether a retry can help, and what a client should do.
+"""Every error that zbroker reports: its wire code, whether a retry can help, what a client should do.
 
-Owns the vocabulary shared by the wire, the client, the command line and the configuration. Each class is one
-code; a node answers a request with the code, a sentence and details, and the client raises the class again from
-those (`from_wire`). Never decides anything: it only names what went wrong.
+Owns the vocabulary shared by the wire, the client, the command line and the configuration. Each
+class is one code; a node answers a request with the code, a sentence and details, and the client
+raises the class again from those (`from_wire`). Never decides anything: it only names what went
+wrong.
 
 Hints, from the most to the least hopeful:
 
@@ -33,11 +34,11 @@ class ZBrokerError(Exception):
     """
 
     code: ClassVar[str] = "internal"
-    hint: ClassVar[Hint] = "give_up"
+    hint: Hint = "give_up"
     unknown_by_default: ClassVar[bool] = False
 
     def __init__(
-        self, message: str = "", *, outcome_unknown: bool | None = None, **details: Any
+        self, message: str = "", /, *, outcome_unknown: bool | None = None, **details: Any
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -55,13 +56,21 @@ class ZBrokerError(Exception):
         return self.message or self.__class__.__doc__ or self.code
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.outcome_unknown, self.details)
+        facts = (self.message, self.outcome_unknown, self.details, self.hint)
+        return _rebuild, (type(self), *facts)
 
 
 def _rebuild(
-    kind: type[ZBrokerError], message: str, outcome_unknown: bool, details: dict[str, Any]
+    kind: type[ZBrokerError],
+    message: str,
+    outcome_unknown: bool,
+    details: dict[str, Any],
+    hint: Hint,
 ) -> ZBrokerError:
-    return kind(message, outcome_unknown=outcome_unknown, **details)
+    error = kind(message, outcome_unknown=outcome_unknown, **details)
+    if hint != kind.hint:
+        error.hint = hint
+    return error
 
 
 # What a node answers: the message itself ---
@@ -114,7 +123,7 @@ class CorruptBatch(ZBrokerError):
 
 
 class InvalidBatch(ZBrokerError):
-    """A batch contradicts itself: a length, the span or the payload's array does not fit its header."""
+    """A batch contradicts itself: a length, the span or the payload does not fit its header."""
 
     code = "invalid_batch"
 
@@ -126,7 +135,7 @@ class UnsupportedAttribute(ZBrokerError):
 
 
 class InvalidRecord(ZBrokerError):
-    """A record inside a batch is not `[timestamp delta, key, value, headers]`; details name the offsets."""
+    """A batch is malformed inside; details give the offsets `first` to `next` to step over."""
 
     code = "invalid_record"
 
@@ -173,7 +182,7 @@ class TopicExists(ZBrokerError):
 
 
 class TopicChanged(ZBrokerError):
-    """The topic was deleted, or deleted and made again: the id in the request is not the present one."""
+    """The topic was deleted, or made again: the request's topic id is not the present one."""
 
     code = "topic_changed"
     hint = "refresh"
@@ -211,7 +220,7 @@ class OffsetOutOfRange(ZBrokerError):
 
 
 class Diverged(ZBrokerError):
-    """The log no longer holds the record at the reader's position; details give `epoch` and `end`."""
+    """The log no longer holds the reader's last record; details give `epoch` and `end`."""
 
     code = "diverged"
 
@@ -370,18 +379,28 @@ BY_CODE: dict[str, type[ZBrokerError]] = {
 
 
 def from_wire(
-    code: str, message: str, details: dict[str, Any], *, outcome_unknown: bool = False
+    code: str,
+    message: str,
+    details: dict[str, Any],
+    *,
+    outcome_unknown: bool = False,
+    hint: Hint | None = None,
 ) -> ZBrokerError:
-    """The exception for an error reply. A code from a newer node becomes an `InternalError` that names it.
+    """The exception for an error reply.
+
+    A code that is not known here, from a newer node, becomes an `InternalError` that names it, has
+    it in `.details["code"]`, and keeps the hint that the node gave.
 
     >>> from_wire("unknown_topic", "there is no topic 'x'", {}).retriable
     True
     """
     kind = BY_CODE.get(code)
     facts = {str(name): value for name, value in details.items()}
-    for reserved in ("message", "outcome_unknown"):
-        facts.pop(reserved, None)
-    if kind is None:
-        facts["code"] = code
-        return InternalError(f"{message} ({code})", outcome_unknown=outcome_unknown, **facts)
-    return kind(message, outcome_unknown=outcome_unknown, **facts)
+    facts.pop("outcome_unknown", None)
+    if kind is not None:
+        return kind(message, outcome_unknown=outcome_unknown, **facts)
+    facts["code"] = code
+    error = InternalError(f"{message} ({code})", outcome_unknown=outcome_unknown, **facts)
+    if hint is not None:
+        error.hint = hint
+    return error

@@ -1,6 +1,6 @@
-"""The words that nodes and clients exchange: batches, messages and frames, and nothing that acts on them.
+"""The words that nodes and clients exchange, and nothing that acts on them.
 
-Three modules, from the bytes up: `batch` lays out records on the wire and on disk, `messages` holds every message
-as a typed struct, `frames` turns messages into ZeroMQ frames and back. `docs/protocol.md` specifies the same for
-other languages.
+Four modules, from the bytes up: `compression` squeezes a payload, `batch` lays out records on the
+wire and on disk, `messages` holds every message as a typed struct, `frames` turns messages into
+ZeroMQ frames and back. `docs/protocol.md` specifies the same for other languages.
 """

@@ -1,7 +1,8 @@
 """The record batch: one layout on the wire, on disk, between replicas and to subscribers.
 
-Owns the header's two zones (what the producer says, what the leader stamps), the payload's encoding and every
-check on both. Never reads a clock and never re-encodes: a stamp is a few bytes written in place.
+Owns the header's two zones (what the producer says, what the leader stamps), the payload's encoding
+and every check on both. Never reads a clock and never re-encodes: a stamp is a few bytes written in
+place.
 
 Layout, little-endian, 88 bytes of header and then the payload:
 
@@ -12,7 +13,7 @@ offset type   field                meaning
 4      u8     version              1
 5      u8     reserved             0
 6      u16    attributes           bits 0-2 compression (0 none, 1 lz4, 2 zstd), bit 4 control,
-                                   bit 5 transactional; other bits of 0-7 are critical, 8-15 ignorable
+                                   bit 5 transactional; bits 0-7 are critical, 8-15 may be ignored
 8      u32    span                 offsets that the batch spans, at least 1
 12     u32    payload_length       bytes that follow the header
 16     u32    uncompressed_length  bytes of the payload once decompressed
@@ -26,19 +27,27 @@ offset type   field                meaning
 60     i64    base_offset          the first record's offset
 68     i64    append_time          the leader's clock, ms since the epoch, never falling along a partition
 76     i32    leader_epoch         the epoch under which the leader appended it
-80     u16    stamp_attributes     bit 0: the records' timestamps are the append time; other bits of 0-7 critical
+80     u16    stamp_attributes     bit 0: the records' timestamps are the append time; bits 0-7 are
+                                   critical, 8-15 may be ignored
 82     u16    reserved             0
 84     u32    header_crc           CRC-32C of bytes 0-83, the first CRC included
 ====== ====== ==================== =====================================================================
 
-The payload is a MessagePack array with one element an offset: `[timestamp delta, key, value, headers]`, or nil where
-compaction removed the record. Key and value are bin or nil; headers are an array of `[str, bin or nil]`.
+The payload is a MessagePack array with one element an offset: `[timestamp delta, key, value,
+headers]`, or nil where compaction removed the record. Key and value are bin or nil; headers are an
+array of `[str, bin or nil]`.
+
+Who writes reserved bytes writes zero; who reads them ignores them. A critical attribute that a
+reader does not know makes the batch unreadable to it (`unsupported_attribute`); transactional is one
+of those until transactions exist, since a reader that knows nothing of them must not hand over
+records that may be aborted.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import crc32c as _crc32c
 import msgspec
@@ -54,7 +63,8 @@ from zbroker.protocol import compression
 
 Buffer = bytes | bytearray | memoryview
 Headers = tuple[tuple[str, bytes | None], ...]
-EncodedRecord = tuple[int, bytes | None, bytes | None, Headers]
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+EncodedRecord = tuple[Int64, bytes | None, bytes | None, Headers]
 """One record in a payload: timestamp delta in ms, key, value, headers."""
 
 MAGIC = b"ZBAT"
@@ -64,19 +74,25 @@ HEADER_SIZE = 88
 COMPRESSION_MASK = 0x0007
 CONTROL = 0x0010
 TRANSACTIONAL = 0x0020
-_KNOWN_CRITICAL = COMPRESSION_MASK | CONTROL | TRANSACTIONAL
+_KNOWN_CRITICAL = COMPRESSION_MASK | CONTROL
 _CRITICAL = 0x00FF
 APPEND_TIME = 0x0001
 """Stamp attribute: every record's timestamp is the batch's append time."""
 
 NO_PRODUCER = -1
 MAX_SPAN = 0x7FFFFFFF
+MAX_INT64 = 2**63 - 1
+MAX_UNCOMPRESSED = 1 << 30
+"""Most bytes that a reader decompresses of one batch: the largest `max_batch` that a topic can have."""
 
 _HEADER = struct.Struct("<4sBxHIIIqqqqiIqqiHxxI")
 _PRODUCER_ZONE = struct.Struct("<4sBxHIIIqqqqi")
 _STAMP = struct.Struct("<qqiHxx")
 _CRC = struct.Struct("<I")
 CRC_AT, STAMP_AT, HEADER_CRC_AT = 56, 60, 84
+
+MALFORMED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError)
+"""Whatever decoding hostile MessagePack may raise."""
 
 crc32c = _crc32c.crc32c
 
@@ -153,7 +169,8 @@ def encode_batch(
     """A batch as a producer sends it, its stamp still zero.
 
     Args:
-        records: tuples of (timestamp delta in ms, key, value, headers), the deltas relative to `base_timestamp`.
+        records: tuples of (timestamp delta in ms, key, value, headers), the deltas relative to
+            `base_timestamp`.
         base_timestamp: the first record's timestamp, ms since the epoch.
         max_timestamp: the latest record's timestamp.
         codec: compression number; a payload that would not shrink is left as it is.
@@ -226,28 +243,34 @@ def read_header(data: Buffer, at: int = 0) -> BatchHeader:
 def check_ingest(batch: Buffer, *, max_length: int, allow_control: bool = False) -> BatchHeader:
     """Everything that the leader checks once, before it stamps and stores a producer's batch.
 
+    What is inside the records is not looked at: a reader that finds it malformed gets an error that
+    names the offsets, and steps over them.
+
     Args:
         batch: the whole batch, its stamp ignored.
         max_length: limit in bytes, on the batch as sent and on its payload once decompressed.
         allow_control: whether a control batch passes; only nodes send those.
 
     Raises:
-        InvalidBatch, UnsupportedAttribute, CorruptBatch, MessageTooLarge: with a sentence that names the field.
+        InvalidBatch, UnsupportedAttribute, CorruptBatch, MessageTooLarge: the sentence names the
+            field.
     """
     header = read_header(batch)
     if header.size != len(batch):
         raise InvalidBatch(
-            f"payload_length says {header.payload_length} bytes, and {len(batch) - HEADER_SIZE} follow the header"
+            f"payload_length says {header.payload_length} bytes, "
+            f"and {len(batch) - HEADER_SIZE} follow the header"
         )
     if header.size > max_length or header.uncompressed_length > max_length:
         largest = max(header.size, header.uncompressed_length)
         raise MessageTooLarge(
-            f"the batch has {largest} bytes, more than the {max_length} that the topic takes (max_batch)",
+            f"the batch has {largest} bytes, "
+            f"more than the {max_length} that the topic takes (max_batch)",
             size=largest, limit=max_length,
         )  # fmt: skip
     view = memoryview(batch)
     if crc32c(view[HEADER_SIZE:], crc32c(view[:CRC_AT])) != header.crc:
-        raise CorruptBatch("the batch's CRC-32C does not match its bytes; send it again")
+        raise CorruptBatch("the batch's CRC-32C (crc) does not match its bytes; send it again")
     _check_claims(header, allow_control)
     payload = compression.decompress(
         header.compression, view[HEADER_SIZE:], header.uncompressed_length
@@ -262,9 +285,12 @@ def check_ingest(batch: Buffer, *, max_length: int, allow_control: bool = False)
 
 def _check_claims(header: BatchHeader, allow_control: bool) -> None:
     """That the header's fields do not contradict each other or ask for what is not known here."""
-    check_attributes(header)
-    if header.attributes & TRANSACTIONAL or (header.attributes & CONTROL and not allow_control):
-        raise UnsupportedAttribute("control and transactional batches are not taken from producers")
+    known = _KNOWN_CRITICAL if allow_control else COMPRESSION_MASK
+    if header.attributes & _CRITICAL & ~known or header.compression >= len(compression.CODECS):
+        raise UnsupportedAttribute(
+            f"attributes are {header.attributes:#06x}; what is taken from producers is "
+            "compression 0 none, 1 lz4 or 2 zstd in bits 0 to 2, and 0 in bits 3 to 7"
+        )
     if not 1 <= header.span <= MAX_SPAN or header.span > header.uncompressed_length:
         raise InvalidBatch(
             f"span is {header.span}; it is at least 1 and at most the payload's bytes"
@@ -274,11 +300,14 @@ def _check_claims(header: BatchHeader, allow_control: bool) -> None:
             f"timestamps are 0 or later and the maximum is not before the first: "
             f"base {header.base_timestamp}, max {header.max_timestamp}"
         )
-    named = (header.producer_id >= 0, header.producer_epoch >= 0, header.base_sequence >= 0)
-    if any(named) and not all(named):
+    names = (header.producer_id, header.producer_epoch, header.base_sequence)
+    if min(names) < 0 and names != (-1, -1, -1):
         raise InvalidBatch(
-            "producer_id, producer_epoch and base_sequence are all -1 or all 0 or more"
+            "producer_id, producer_epoch and base_sequence are all -1 or all 0 or more, not "
+            f"{header.producer_id}, {header.producer_epoch} and {header.base_sequence}"
         )
+    if header.base_sequence > MAX_INT64 - header.span:
+        raise InvalidBatch(f"base_sequence is {header.base_sequence}; sequences end at 2^63 - 1")
 
 
 def check_attributes(header: BatchHeader) -> None:
@@ -287,16 +316,18 @@ def check_attributes(header: BatchHeader) -> None:
     unknown_stamp = header.stamp_attributes & _CRITICAL & ~APPEND_TIME
     if unknown or unknown_stamp or header.compression >= len(compression.CODECS):
         raise UnsupportedAttribute(
-            f"the batch at offset {header.base_offset} has critical attributes that are not known here "
-            f"(attributes {header.attributes:#06x}, stamp {header.stamp_attributes:#06x})",
+            f"the batch at offset {header.base_offset} has critical attributes that are not known "
+            f"here (attributes {header.attributes:#06x}, stamp {header.stamp_attributes:#06x})",
             first=header.base_offset, next=header.next_offset,
         )  # fmt: skip
 
 
 def header_intact(data: Buffer, at: int, header: BatchHeader) -> bool:
-    """Whether a stamped header's own CRC holds: cheap, and enough to trust its lengths and offsets."""
+    """Whether a stamped header's own CRC holds: cheap, and enough to trust lengths and offsets."""
     return (
-        crc32c(memoryview(data)[at : at + HEADER_CRC_AT]) == header.header_crc and header.span >= 1
+        crc32c(memoryview(data)[at : at + HEADER_CRC_AT]) == header.header_crc
+        and 1 <= header.span <= MAX_SPAN
+        and 0 <= header.base_offset <= MAX_INT64 - header.span
     )
 
 
@@ -312,13 +343,17 @@ def payload_intact(data: Buffer, at: int, header: BatchHeader) -> bool:
 
 
 def iter_batches(chunk: Buffer) -> Iterator[tuple[int, BatchHeader]]:
-    """Positions and headers of the whole batches in a chunk, checked; stops before a batch that is cut short.
+    """Positions and headers of the whole batches in a chunk, checked.
+
+    Stops before a batch that is cut short. Offsets may have gaps, where compaction removed batches,
+    but never fall back; neither do leader epochs and append times.
 
     Raises:
-        CorruptBatch: a header or a payload does not match its CRC.
+        CorruptBatch: a header or a payload does not match its CRC, or what follows does not continue.
         InvalidBatch: something else than a batch stands where one should begin.
     """
     at, end = 0, len(chunk)
+    last: BatchHeader | None = None
     while end - at >= HEADER_SIZE:
         header = read_header(chunk, at)
         if not header_intact(chunk, at, header):
@@ -327,6 +362,12 @@ def iter_batches(chunk: Buffer) -> Iterator[tuple[int, BatchHeader]]:
             )
         if at + header.size > end:
             return
+        if last is not None and not _continues(last, header):
+            raise CorruptBatch(
+                f"the batch at offset {header.base_offset} does not continue the one before it, "
+                f"which ends at offset {last.next_offset}",
+                first=header.base_offset, next=header.next_offset,
+            )  # fmt: skip
         if not payload_intact(chunk, at, header):
             raise CorruptBatch(
                 f"the batch at offset {header.base_offset} does not match its CRC-32C",
@@ -334,31 +375,51 @@ def iter_batches(chunk: Buffer) -> Iterator[tuple[int, BatchHeader]]:
             )  # fmt: skip
         yield at, header
         at += header.size
+        last = header
+
+
+def _continues(last: BatchHeader, header: BatchHeader) -> bool:
+    """Whether a stamped batch may stand behind another in one log."""
+    return (
+        header.base_offset >= last.next_offset
+        and header.leader_epoch >= last.leader_epoch
+        and header.append_time >= last.append_time
+    )
 
 
 # Records ---
 
 
-def decode_records(chunk: Buffer, at: int, header: BatchHeader) -> list[EncodedRecord | None]:
+def decode_records(
+    chunk: Buffer, at: int, header: BatchHeader, *, max_length: int = MAX_UNCOMPRESSED
+) -> list[EncodedRecord | None]:
     """The records of the batch at a position, one element an offset, nil ones as None.
+
+    Args:
+        max_length: limit in bytes on the payload once decompressed.
 
     Raises:
         UnsupportedAttribute: the batch carries a critical attribute that is not known here.
-        InvalidRecord: it is malformed inside; details `first` and `next` give the offsets to step over.
+        InvalidRecord: it is malformed inside, or larger than `max_length`; details `first` and `next`
+            give the offsets to step over.
     """
     check_attributes(header)
     start = at + HEADER_SIZE
     body = memoryview(chunk)[start : start + header.payload_length]
     try:
+        if header.uncompressed_length > max_length:
+            raise InvalidBatch(f"the payload has more than {max_length} bytes")
         payload = compression.decompress(header.compression, body, header.uncompressed_length)
         if _array_length(payload) != header.span:
             raise InvalidBatch(
-                "the payload's array does not have as many records as the batch spans"
+                f"the payload is an array of {_array_length(payload)} records, "
+                f"but span says {header.span}"
             )
         return _decode_payload(payload)
-    except (InvalidBatch, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except (InvalidBatch, *MALFORMED) as error:
         raise InvalidRecord(
-            f"the records at offsets {header.base_offset} to {header.next_offset - 1} are malformed: {error}",
+            f"the records at offsets {header.base_offset} to {header.next_offset - 1} are "
+            f"malformed: {error}",
             first=header.base_offset, next=header.next_offset,
         ) from None  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Compressing a batch's payload as a whole, and undoing it within bounds.
 
-Owns the three codecs and their numbers on the wire. Decompression never yields more than the length that the
-batch's header declares, whatever the data claim of themselves: a bomb is refused after that many bytes.
-The codecs' libraries are loaded when first used.
+Owns the three codecs and their numbers on the wire. Decompression never yields more than the length
+that the batch's header declares, whatever the data claim of themselves: a bomb is refused after that
+many bytes. The codecs' libraries are loaded when first used.
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ Compression = Literal["none", "lz4", "zstd"]
 
 CODECS: tuple[Compression, ...] = get_args(Compression)
 """Compression names; a name's index is its number in a batch's attributes."""
+
+ZSTD_WINDOW_LOG_MAX = 23
+"""Largest window of a Zstandard frame, as a power of two: 8 MiB, the bound of RFC 9659. A decoder
+allocates the window that a frame asks for, so that a few bytes could cost 128 MiB otherwise."""
+
+LZ4_RATIO_MAX = 255
+"""Bytes that one byte of LZ4 can stand for, at most."""
 
 LZ4, ZSTD = CODECS.index("lz4"), CODECS.index("zstd")
 
@@ -43,15 +50,18 @@ def decompress(codec: int, data: bytes | memoryview, length: int) -> bytes | mem
     """Exactly `length` bytes out of one compressed frame.
 
     Raises:
-        InvalidBatch: the frame is broken, is followed by something, or holds more or fewer bytes than `length`.
+        InvalidBatch: the frame is broken, is followed by something, or holds more or fewer bytes
+            than `length`.
         UnsupportedAttribute: the codec is not known.
     """
     if codec == 0:
         out: bytes | memoryview = data
     elif codec == LZ4:
+        if length > len(data) * LZ4_RATIO_MAX:  # the library allocates `length` at once
+            raise InvalidBatch(f"{len(data)} bytes of LZ4 cannot hold {length} bytes")
         out = _bounded(_lz4().LZ4FrameDecompressor(), data, length, "LZ4")
     elif codec == ZSTD:
-        out = _bounded(_zstd().ZstdDecompressor(), data, length, "Zstandard")
+        out = _bounded(_zstd_decompressor(), data, length, "Zstandard")
     else:
         raise UnsupportedAttribute(
             f"compression {codec} is not known here; known are 0 none, 1 lz4, 2 zstd"
@@ -62,7 +72,7 @@ def decompress(codec: int, data: bytes | memoryview, length: int) -> bytes | mem
 
 
 def _bounded(decompressor: Any, data: bytes | memoryview, length: int, name: str) -> bytes:
-    """One frame's content; one byte more than `length` is asked for, so that a longer frame shows."""
+    """One frame's content; a byte more than `length` is asked for, so that a longer frame shows."""
     try:
         out: bytes = decompressor.decompress(data, max_length=length + 1)
         while not decompressor.eof and len(out) <= length and not decompressor.needs_input:
@@ -99,6 +109,12 @@ def _zstd() -> Any:
     else:
         from backports import zstd
     return zstd
+
+
+def _zstd_decompressor() -> Any:
+    zstd = _zstd()
+    options = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX}
+    return zstd.ZstdDecompressor(options=options)
 
 
 @functools.cache

@@ -1,13 +1,13 @@
-"""Messages to ZeroMQ frames and back: `[head][body]…`, with an empty delimiter in front where a REQ socket sends one.
+"""Messages to ZeroMQ frames and back: `[head][body]…`, behind an empty delimiter from a REQ socket.
 
-Owns the limits on a message's shape. Whatever the frames hold, only coded errors come out of here. Never looks into
-a body.
+Owns the limits on a message's shape. Whatever the frames hold, only coded errors come out of here.
+Never looks into a body.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 
@@ -18,6 +18,7 @@ from zbroker.errors import (
     ZBrokerError,
     from_wire,
 )
+from zbroker.protocol.batch import MALFORMED
 from zbroker.protocol.messages import ClusterChange, ErrorReply, Message, Push, Reply, Request
 
 HEAD_MAX = 64 * 1024
@@ -28,6 +29,10 @@ CLUSTER_SUBJECT = b"!cluster/"
 """Subject of pushed cluster changes; no topic's subject begins with `!`."""
 
 Frame = bytes | memoryview
+
+_OPERATIONS = {struct.__struct_config__.tag for struct in get_args(Request)}
+_TEXT_MAX = 200
+"""Most characters of a decoder's own words in a sentence: they may quote what was sent."""
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
@@ -62,15 +67,15 @@ def split(frames: Sequence[Frame]) -> Incoming:
     Raises:
         MalformedMessage: there is no head, or there are too many frames.
     """
+    if len(frames) > FRAMES_MAX:
+        raise MalformedMessage(
+            f"a message has at most {FRAMES_MAX} frames, and this one has {len(frames)}"
+        )
     delimited = len(frames) > 1 and len(frames[0]) == 0
     rest = frames[1:] if delimited else frames
     if not rest or not len(rest[0]):
         raise MalformedMessage(
             "a message is a head, one MessagePack map, and bodies behind it; the head is missing"
-        )
-    if len(frames) > FRAMES_MAX:
-        raise MalformedMessage(
-            f"a message has at most {FRAMES_MAX} frames, and this one has {len(frames)}"
         )
     return Incoming(delimited, rest[0], rest[1:])
 
@@ -88,19 +93,34 @@ def decode_request(head: Frame) -> Request:
     except msgspec.ValidationError as error:
         text = str(error)
         if text.startswith("Invalid value") and text.endswith("at `$.op`"):
-            raise UnknownOperation(
-                f"operation {request_op(head)!r} is not known here; see docs/protocol.md"
-            ) from None
-        raise MalformedMessage(f"the head does not fit its operation: {text}") from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, MemoryError) as error:
-        raise MalformedMessage(f"the head is not one MessagePack map: {error}") from None
+            raise _wrong_operation(request_op(head)) from None
+        raise MalformedMessage(f"the head does not fit its operation: {_shown(error)}") from None
+    except MALFORMED as error:
+        raise MalformedMessage(f"the head is not one MessagePack map: {_shown(error)}") from None
+
+
+def _wrong_operation(op: str | None) -> ZBrokerError:
+    if op in _OPERATIONS:
+        return MalformedMessage("`op` stands in the head more than once")
+    return UnknownOperation(f"operation {op!r} is not known here; see docs/protocol.md")
+
+
+def _shown(error: BaseException) -> str:
+    """A decoder's words with fields named as they are sent (`id`, not `$.id`), cut where long.
+
+    >>> _shown(ValueError("Expected `int`, got `str` - at `$.id`"))
+    'Expected `int`, got `str` - at `id`'
+    """
+    text = str(error).replace("`$.", "`")
+    half = _TEXT_MAX // 2
+    return text if len(text) <= _TEXT_MAX else f"{text[:half]}…{text[-half:]}"
 
 
 def request_id(head: Frame) -> int:
     """The correlation number of a head that may be broken; 0 where it cannot be read."""
     try:
         found = _decode_id(head).id
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError):
+    except MALFORMED:
         return 0
     return (
         found
@@ -113,7 +133,7 @@ def request_op(head: Frame) -> str | None:
     """The operation of a head that may be broken, cut to a length fit for a sentence."""
     try:
         found = _decode_id(head).op
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError):
+    except MALFORMED:
         return None
     return found[:40] if isinstance(found, str) else None
 
@@ -134,15 +154,18 @@ def decode_reply(head: Frame) -> Reply:
     """
     try:
         return _decode_reply(head)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError) as error:
-        raise MalformedMessage(f"the server's reply is not one of this protocol: {error}") from None
+    except MALFORMED as error:
+        raise MalformedMessage(
+            f"the server's reply is not one of this protocol: {_shown(error)}"
+        ) from None
 
 
 def reply_error(reply: ErrorReply) -> ZBrokerError:
     """The exception that an error reply stands for."""
     return from_wire(
-        reply.code, reply.message, reply.details, outcome_unknown=reply.outcome_unknown
-    )
+        reply.code, reply.message, reply.details,
+        outcome_unknown=reply.outcome_unknown, hint=reply.hint,
+    )  # fmt: skip
 
 
 def subject(topic: str, partition: int) -> bytes:
@@ -158,20 +181,24 @@ def decode_push(head: Frame) -> Push:
     """The head of a pushed batch or beacon (`MalformedMessage` when it is none)."""
     try:
         return _decode_push(head)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError) as error:
-        raise MalformedMessage(f"the pushed head is not one of this protocol: {error}") from None
+    except MALFORMED as error:
+        raise MalformedMessage(
+            f"the pushed head is not one of this protocol: {_shown(error)}"
+        ) from None
 
 
 def decode_change(head: Frame) -> ClusterChange:
     """The head of a pushed cluster change (`MalformedMessage` when it is none)."""
     try:
         return _decode_change(head)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError) as error:
-        raise MalformedMessage(f"the pushed head is not one of this protocol: {error}") from None
+    except MALFORMED as error:
+        raise MalformedMessage(
+            f"the pushed head is not one of this protocol: {_shown(error)}"
+        ) from None
 
 
 __all__ = [
-    "CLUSTER_SUBJECT", "FRAMES_MAX", "HEAD_MAX", "Frame", "Incoming", "Message", "decode_change", "decode_push",
-    "decode_reply", "decode_request", "encode", "error_reply", "reply_error", "request_id", "request_op", "split",
-    "subject",
+    "CLUSTER_SUBJECT", "FRAMES_MAX", "HEAD_MAX", "Frame", "Incoming", "Message", "decode_change",
+    "decode_push", "decode_reply", "decode_request", "encode", "error_reply", "reply_error",
+    "request_id", "request_op", "split", "subject",
 ]  # fmt: skip

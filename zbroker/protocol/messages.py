@@ -1,9 +1,13 @@
 """Every message as a typed struct: this file is the API.
 
-A request is a MessagePack map with an `op` and an `id`; its reply carries the same `op` and `id`, or `op: error`.
-Record batches never stand inside these maps: they travel as raw frames behind them. Unknown fields are ignored, a
-missing field takes its default, and a wrong type is refused with the field's name. Times are milliseconds, sizes
-bytes, ids strings of 32 hexadecimal digits. `docs/protocol.md` has tables generated from here.
+A request is a MessagePack map with an `op` and an `id`; its reply carries the same `op` and `id`, or
+`op: error`. Record batches never stand inside these maps: they travel as raw frames behind them.
+Unknown fields are ignored, a missing field takes its default, and a wrong type is refused with the
+field's name. Times are milliseconds, sizes bytes, ids strings of 32 hexadecimal digits.
+`docs/protocol.md` has tables generated from here.
+
+A field that has its default is left out of what is sent: a default is part of the protocol, and
+never changes.
 """
 
 from __future__ import annotations
@@ -169,7 +173,7 @@ class ProduceReply(Message, tag_field="op", tag="produce"):
 
 
 class Fetch(Message, tag_field="op", tag="fetch"):
-    """Reads committed batches from an offset on; a chunk of whole batches follows the reply's head."""
+    """Reads committed batches from an offset on; a chunk of whole batches follows the reply."""
 
     topic: TopicName | None = None
     topic_id: str | None = None
@@ -240,9 +244,7 @@ class CreateTopic(Message, tag_field="op", tag="create_topic"):
     )
     settings: Annotated[
         dict[str, Setting],
-        Meta(
-            description="partitions, replicas, min_insync, fsync, retention, …; defaults are the cluster's"
-        ),
+        Meta(description="partitions, replicas, min_insync, fsync, …; defaults are the cluster's"),
     ] = {}
 
 
@@ -379,7 +381,7 @@ class ErrorReply(Message, tag_field="op", tag="error"):
 
 
 class Push(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """The head of a pushed batch, or of a beacon, which has no batch behind it. Subject: `topic/partition/`."""
+    """The head of a pushed batch, or of a beacon, which has none. Subject: `topic/partition/`."""
 
     v: Annotated[int, Meta(description="protocol version")] = PROTOCOL_VERSION
     topic_id: str = ""
@@ -405,5 +407,6 @@ Request = (
 )  # fmt: skip
 Reply = (
     HelloReply | MetadataReply | InitProducerReply | ProduceReply | FetchReply | OffsetsReply
-    | CreateTopicReply | AlterTopicReply | DeleteTopicReply | DeleteRecordsReply | StatsReply | StatusReply | ErrorReply
+    | CreateTopicReply | AlterTopicReply | DeleteTopicReply | DeleteRecordsReply
+    | StatsReply | StatusReply | ErrorReply
 )  # fmt: skip
