@@ -163,7 +163,8 @@ def parse(data: bytes, file: Path) -> Item:
             file, *_position(before), f"found the byte 0x{found:02x}, expected UTF-8"
         ) from None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
         line, column = (mark.line, mark.column) if mark is not None else (0, 0)
@@ -175,6 +176,11 @@ def parse(data: bytes, file: Path) -> Item:
             file,
             *_position(text[: problem.position]),
             f"found the control character U+{character:04X}, expected text",
+        ) from None
+    except (ValueError, OverflowError):  # of chr(), for an escape such as "\U99999999"
+        mark = loader.get_mark()
+        raise _error(
+            file, mark.line, mark.column, "not YAML: found an escape that is no character"
         ) from None
     except RecursionError:
         raise _error(file, 0, 0, "not YAML: nested too deeply") from None

@@ -94,7 +94,7 @@ class Config(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
 
     @property
-    def this_node(self) -> NodeConfig:
+    def self(self) -> NodeConfig:
         """This node among the cluster's."""
         return next(node for node in self.cluster.nodes if node.name == self.node)
 
@@ -149,13 +149,16 @@ def _data(item: Item) -> Path:
     text = item.text("the path of a folder")
     if not text or "\0" in text:
         item.fail(f"found {text!r}, expected the path of a folder")
-    return Path(os.path.abspath(item.file.parent / Path(text).expanduser()))
+    try:
+        return Path(os.path.abspath(item.file.parent / Path(text).expanduser()))
+    except RuntimeError:
+        item.fail(f"found {text!r}, expected the path of a folder: there is no such user")
 
 
 def _http(item: Item, config: Config) -> Address:
     """Where to serve HTTP: a port that no node on this machine needs for itself."""
     http = item.parsed(parse_address, "HOST:PORT, such as 127.0.0.1:5554")
-    here = _machine(config.this_node.address.host)
+    here = _machine(config.self.address.host)
     for node in config.cluster.nodes:
         base = node.address.port
         if _machine(node.address.host) == here and base <= http.port < base + PORTS_PER_NODE:
@@ -208,7 +211,7 @@ def _included(item: Item) -> Item:
     if not text or "\0" in text:
         item.fail(f"found {text!r}, expected a mapping, or the name of a file that holds it")
     file = item.file.parent / text
-    if not file.is_file():
+    if not os.path.isfile(file):
         item.fail(f"found {text!r}, expected a mapping, or a file: there is no file {file}")
     included = _yaml.read(file)
     if included.is_mapping:

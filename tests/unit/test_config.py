@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zbroker import config, topics
 from zbroker.config import Config, Limits, NodeConfig
@@ -25,6 +27,21 @@ data: data
 cluster:
   name: lab
   nodes: {node1: "127.0.0.1:5550"}
+"""
+
+EVERYTHING = """
+node: node2
+data: /var/lib/zbroker
+cluster:
+  name: lab
+  nodes:
+    node1: 192.168.1.11:5550
+    node2: {address: node2.local:5550, listen: 0.0.0.0, rack: shelf-b}
+    node3: {address: "[fd00::3]:5550", listen: "::"}
+  voters: [node3, node1]
+  topics: {partitions: 4, replicas: 3, min_insync: 2, fsync: interval, retention: 7d}
+http: "[::1]:5554"
+limits: {frame: 16MiB, memory: 1GiB, clients: 50, partitions: 100}
 """
 
 
@@ -68,6 +85,41 @@ def test_an_error_is_one_line_and_coded(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+PIECES = st.sampled_from(
+    [
+        b":",
+        b"- ",
+        b"[",
+        b"{",
+        b"}",
+        b'"',
+        b"'",
+        b"&a ",
+        b"*a",
+        b"!!",
+        b"|",
+        b"\t",
+        b"\n",
+        b"~",
+        b"%",
+    ]
+) | st.binary(max_size=4)
+
+
+@given(st.lists(st.tuples(st.integers(0, len(EVERYTHING)), st.integers(0, 9), PIECES), max_size=5))
+def test_a_mangled_file_is_read_or_refused(edits: list[tuple[int, int, bytes]]) -> None:
+    """Whatever a file holds, nothing but a `ConfigError` with its place comes out."""
+    data = EVERYTHING.encode()
+    for start, length, piece in edits:
+        data = data[:start] + piece + data[start + length :]
+    try:
+        read = config.loads(data.decode("utf-8", "replace"))
+    except ConfigError as problem:
+        assert re.match(r"node\.yaml:\d+:\d+: ", str(problem))
+    else:
+        assert read.self.name == read.node
+
+
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot be read: no such file"):
         config.load(tmp_path / "nothing.yaml")
@@ -94,33 +146,18 @@ def test_one_node_with_nothing_but_what_is_required(tmp_path: Path) -> None:
         cluster=config.ClusterConfig("lab", (node,), ("node1",), {}),
         limits=Limits(frame=8 << 20, memory=256 << 20, clients=10_000, partitions=10_000),
     )
-    assert read.this_node is read.cluster.nodes[0]
+    assert read.self is read.cluster.nodes[0]
 
 
 def test_everything_that_can_be_said() -> None:
-    read = config.loads(
-        """
-node: node2
-data: /var/lib/zbroker
-cluster:
-  name: lab
-  nodes:
-    node1: 192.168.1.11:5550
-    node2: {address: node2.local:5550, listen: 0.0.0.0, rack: shelf-b}
-    node3: {address: "[fd00::3]:5550", listen: "::"}
-  voters: [node3, node1]
-  topics: {partitions: 4, replicas: 3, min_insync: 2, fsync: interval, retention: 7d}
-http: "[::1]:5554"
-limits: {frame: 16MiB, memory: 1GiB, clients: 50, partitions: 100}
-"""
-    )
+    read = config.loads(EVERYTHING)
     assert read.data == Path("/var/lib/zbroker")
     assert read.cluster.nodes == (
         NodeConfig("node1", Address("192.168.1.11", 5550), "192.168.1.11"),
         NodeConfig("node2", Address("node2.local", 5550), "0.0.0.0", "shelf-b"),
         NodeConfig("node3", Address("fd00::3", 5550), "::"),
     )
-    assert read.this_node.name == "node2"
+    assert read.self.name == "node2"
     assert read.cluster.voters == ("node3", "node1")
     assert read.cluster.topics == {
         "partitions": 4,
@@ -169,7 +206,7 @@ def test_replicas_left_out(count: int, line: str, replicas: int, min_insync: int
 )
 def test_listen_left_out(host: str, listen: str) -> None:
     text = ONE_NODE.replace("127.0.0.1", host)
-    assert config.loads(text).this_node.listen == listen
+    assert config.loads(text).self.listen == listen
 
 
 def test_nodes_on_one_host_four_ports_apart() -> None:
@@ -196,7 +233,7 @@ def test_the_cluster_is_read_from_beside_the_file_and_not_from_the_working_folde
     (tmp_path / "lan/b.yaml").write_text("node: b\ndata: ../b\ncluster: cluster.yaml\n")
     monkeypatch.chdir(tmp_path)
     read = config.load("lan/b.yaml")
-    assert read.this_node.address == Address("i", 5550)
+    assert read.self.address == Address("i", 5550)
     assert read.data == tmp_path / "b"
 
 
@@ -225,7 +262,7 @@ def test_it_is_frozen() -> None:
 
 def test_the_one_node_configuration_runs_alone_beside_the_clone() -> None:
     read = config.load(ROOT / "configs/node1.yaml")
-    assert read.this_node.address == Address("127.0.0.1", 5550)
+    assert read.self.address == Address("127.0.0.1", 5550)
     assert read.data == ROOT / "data/node1"
     assert read.cluster.voters == ("node1",)
 
@@ -253,6 +290,6 @@ def test_the_template_shows_the_defaults() -> None:
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_the_three_machines(number: int) -> None:
     read = config.load(ROOT / f"configs/lan/node{number}.yaml")
-    assert read.this_node.name == f"node{number}"
+    assert read.self.name == f"node{number}"
     assert [node.name for node in read.cluster.nodes] == ["node1", "node2", "node3"]
     assert topics.create({}, read.cluster.topics, nodes=3).min_insync == 2
