@@ -55,8 +55,6 @@ class Limits(msgspec.Struct, frozen=True):
     """What requests and replies in flight may hold together."""
     clients: int = 10_000
     """The most clients at once."""
-    partitions: int = 10_000
-    """The most partition replicas that one node keeps."""
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
@@ -175,7 +173,6 @@ def _limits(item: Item) -> Limits:
         "frame": (64 << 10, 1 << 30),
         "memory": (1 << 20, 1 << 50),
         "clients": (1, 1_000_000),
-        "partitions": (1, 1_000_000),
     }
     values = {name: _limit(value, name, *ranges[name]) for name, value in fields.items()}
     limits = Limits(**values)

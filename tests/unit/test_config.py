@@ -41,7 +41,7 @@ cluster:
   voters: [node3, node1]
   topics: {partitions: 4, replicas: 3, min_insync: 2, fsync: interval, retention: 7d}
 http: "[::1]:5554"
-limits: {frame: 16MiB, memory: 1GiB, clients: 50, partitions: 100}
+limits: {frame: 16MiB, memory: 1GiB, clients: 50}
 """
 
 
@@ -144,7 +144,7 @@ def test_one_node_with_nothing_but_what_is_required(tmp_path: Path) -> None:
         node="node1",
         data=tmp_path / "configs" / "data",
         cluster=config.ClusterConfig("lab", (node,), ("node1",), {}),
-        limits=Limits(frame=8 << 20, memory=256 << 20, clients=10_000, partitions=10_000),
+        limits=Limits(frame=8 << 20, memory=256 << 20, clients=10_000),
     )
     assert read.self is read.cluster.nodes[0]
 
@@ -167,7 +167,7 @@ def test_everything_that_can_be_said() -> None:
         "retention": 7 * 86_400_000,
     }
     assert read.http == Address("::1", 5554)
-    assert read.limits == Limits(16 << 20, 1 << 30, 50, 100)
+    assert read.limits == Limits(16 << 20, 1 << 30, 50)
 
 
 @pytest.mark.parametrize(
