@@ -28,6 +28,21 @@ Epoch = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 PartitionNumber = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TopicName = Annotated[str, Meta(max_length=1000)]
 
+ByName = Annotated[TopicName | None, Meta(description="topic by name; `topic_id` is safer")]
+ById = Annotated[
+    str | None, Meta(description="topic by id; with a name too, both must be the same topic's")
+]
+OfPartition = Annotated[PartitionNumber, Meta(description="partition number, from 0")]
+TopicId = Annotated[str, Meta(description="the topic's id")]
+RequestId = Annotated[str, Meta(description="chosen by the client, the same in each retry")]
+UnlessAgain = Annotated[
+    str | None, Meta(description="refused when the topic has another id by now")
+]
+Settings = Annotated[dict[str, Setting], Meta(description="settings by name, as people write them")]
+HighWatermark = Annotated[int, Meta(description="first offset that is not committed yet")]
+LogStart = Annotated[int, Meta(description="first offset that is kept")]
+LeaderEpoch = Annotated[int, Meta(description="the partition's leader epoch")]
+
 
 class Message(msgspec.Struct, omit_defaults=True, kw_only=True):
     """What every request and reply has: `op` says which it is."""
@@ -71,32 +86,32 @@ class HelloReply(Message, tag_field="op", tag="hello"):
 class Node(msgspec.Struct, omit_defaults=True, kw_only=True):
     """A node of the cluster and where it listens; its PUB port is `port + 1`."""
 
-    name: str
-    host: str
-    port: int
-    rack: str | None = None
-    alive: bool = True
+    name: Annotated[str, Meta(description="the node's name")]
+    host: Annotated[str, Meta(description="where it listens: a host name or a numeric address")]
+    port: Annotated[int, Meta(description="base port: ROUTER; the PUB port is one higher")]
+    rack: Annotated[str | None, Meta(description="where it stands, for placing replicas")] = None
+    alive: Annotated[bool, Meta(description="whether the controller takes it to be up")] = True
 
 
 class Partition(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Who leads and who keeps a partition."""
 
-    partition: int
+    partition: OfPartition
     leader: Annotated[
         str | None, Meta(description="the leader's node name, nil while there is none")
     ] = None
     epoch: Annotated[int, Meta(description="leader epoch")] = -1
-    replicas: list[str] = []
+    replicas: Annotated[list[str], Meta(description="nodes that keep it")] = []
     isr: Annotated[list[str], Meta(description="in-sync replicas")] = []
 
 
 class Topic(msgspec.Struct, omit_defaults=True, kw_only=True):
     """A topic as the metadata know it, or the code that says why it is not there."""
 
-    name: str
-    topic_id: str = ""
-    partitions: list[Partition] = []
-    settings: dict[str, Setting] = {}
+    name: Annotated[str, Meta(description="the topic's name")]
+    topic_id: TopicId = ""
+    partitions: Annotated[list[Partition], Meta(description="by number, from 0")] = []
+    settings: Settings = {}
     error: Annotated[
         str | None, Meta(description="error code, when the topic could not be described")
     ] = None
@@ -112,13 +127,13 @@ class MetadataReply(Message, tag_field="op", tag="metadata"):
     """The cluster as the answering node knows it."""
 
     cluster: Annotated[str, Meta(description="cluster id")] = ""
-    cluster_name: str = ""
+    cluster_name: Annotated[str, Meta(description="the cluster's name, for people")] = ""
     version: Annotated[
         int, Meta(description="offset in the metadata log; a larger one is newer")
     ] = -1
     controller: Annotated[str | None, Meta(description="the controller's node name")] = None
-    nodes: list[Node] = []
-    topics: list[Topic] = []
+    nodes: Annotated[list[Node], Meta(description="all nodes of the cluster")] = []
+    topics: Annotated[list[Topic], Meta(description="the topics asked for, errors included")] = []
 
 
 # Producing ---
@@ -131,18 +146,16 @@ class InitProducer(Message, tag_field="op", tag="init_producer"):
 class InitProducerReply(Message, tag_field="op", tag="init_producer"):
     """A producer id that nobody else has, and the epoch to begin with."""
 
-    producer_id: int = -1
-    producer_epoch: int = 0
+    producer_id: Annotated[int, Meta(description="never given to anybody else")] = -1
+    producer_epoch: Annotated[int, Meta(description="the epoch to begin with")] = 0
 
 
 class Produce(Message, tag_field="op", tag="produce"):
     """Appends one batch, the frame behind the head, to a partition; only its leader takes it."""
 
-    topic: Annotated[TopicName | None, Meta(description="name; `topic_id` is the safer choice")] = (
-        None
-    )
-    topic_id: str | None = None
-    partition: PartitionNumber = 0
+    topic: ByName = None
+    topic_id: ById = None
+    partition: OfPartition = 0
     acks: Annotated[
         Acks,
         Meta(description="all: committed; leader: in the leader's log; none: no reply is sent"),
@@ -153,7 +166,7 @@ class Produce(Message, tag_field="op", tag="produce"):
 class ProduceReply(Message, tag_field="op", tag="produce"):
     """Where the batch is and how safe it is."""
 
-    partition: int = 0
+    partition: OfPartition = 0
     base_offset: Annotated[int, Meta(description="the first record's offset")] = -1
     append_time: Annotated[int, Meta(description="the leader's clock when it appended, ms")] = -1
     epoch: Annotated[int, Meta(description="leader epoch of the batch")] = -1
@@ -175,9 +188,9 @@ class ProduceReply(Message, tag_field="op", tag="produce"):
 class Fetch(Message, tag_field="op", tag="fetch"):
     """Reads committed batches from an offset on; a chunk of whole batches follows the reply."""
 
-    topic: TopicName | None = None
-    topic_id: str | None = None
-    partition: PartitionNumber = 0
+    topic: ByName = None
+    topic_id: ById = None
+    partition: OfPartition = 0
     offset: Annotated[Uint, Meta(description="the first offset wanted")] = 0
     epoch: Annotated[
         Epoch, Meta(description="leader epoch of the record before it, -1 if not known")
@@ -191,23 +204,23 @@ class Fetch(Message, tag_field="op", tag="fetch"):
 class FetchReply(Message, tag_field="op", tag="fetch"):
     """The offsets that the chunk covers, and the partition's present ends."""
 
-    topic_id: str = ""
-    partition: int = 0
-    epoch: Annotated[int, Meta(description="the partition's leader epoch")] = -1
+    topic_id: TopicId = ""
+    partition: OfPartition = 0
+    epoch: LeaderEpoch = -1
     base: Annotated[
         int, Meta(description="first offset that the chunk covers; may be before the one asked")
     ] = 0
     next: Annotated[int, Meta(description="offset to fetch next: all before it is covered")] = 0
-    high_watermark: Annotated[int, Meta(description="first offset that is not committed yet")] = 0
-    log_start: Annotated[int, Meta(description="first offset that is kept")] = 0
+    high_watermark: HighWatermark = 0
+    log_start: LogStart = 0
 
 
 class Offsets(Message, tag_field="op", tag="offsets"):
     """Asks a partition's leader for an offset by its meaning."""
 
-    topic: TopicName | None = None
-    topic_id: str | None = None
-    partition: PartitionNumber = 0
+    topic: ByName = None
+    topic_id: ById = None
+    partition: OfPartition = 0
     at: Annotated[
         Literal["earliest", "latest", "time"],
         Meta(description="first kept; first not committed; first record not before `time`"),
@@ -218,8 +231,8 @@ class Offsets(Message, tag_field="op", tag="offsets"):
 class OffsetsReply(Message, tag_field="op", tag="offsets"):
     """The offset, and the partition's ends."""
 
-    topic_id: str = ""
-    partition: int = 0
+    topic_id: TopicId = ""
+    partition: OfPartition = 0
     offset: Annotated[
         int, Meta(description="the offset; the high watermark where no record is as late")
     ] = 0
@@ -227,9 +240,9 @@ class OffsetsReply(Message, tag_field="op", tag="offsets"):
     epoch: Annotated[
         int, Meta(description="leader epoch of the record before `offset`, or -1")
     ] = -1
-    leader_epoch: int = -1
-    high_watermark: int = 0
-    log_start: int = 0
+    leader_epoch: LeaderEpoch = -1
+    high_watermark: HighWatermark = 0
+    log_start: LogStart = 0
 
 
 # Administration ---
@@ -238,10 +251,8 @@ class OffsetsReply(Message, tag_field="op", tag="offsets"):
 class CreateTopic(Message, tag_field="op", tag="create_topic"):
     """Makes a topic; the same `request_id` again finds it made."""
 
-    name: TopicName = ""
-    request_id: Annotated[str, Meta(description="chosen by the client, the same in each retry")] = (
-        ""
-    )
+    name: Annotated[TopicName, Meta(description="the topic's name")] = ""
+    request_id: RequestId = ""
     settings: Annotated[
         dict[str, Setting],
         Meta(description="partitions, replicas, min_insync, fsync, …; defaults are the cluster's"),
@@ -251,71 +262,67 @@ class CreateTopic(Message, tag_field="op", tag="create_topic"):
 class CreateTopicReply(Message, tag_field="op", tag="create_topic"):
     """The topic as it was made, every setting resolved."""
 
-    topic: Topic
+    topic: Annotated[Topic, Meta(description="the topic, every setting resolved")]
 
 
 class AlterTopic(Message, tag_field="op", tag="alter_topic"):
     """Changes settings of a topic, or gives it more partitions."""
 
-    name: TopicName = ""
-    topic_id: Annotated[
-        str | None, Meta(description="refused when the topic has another id by now")
-    ] = None
-    request_id: str = ""
-    settings: dict[str, Setting] = {}
+    name: Annotated[TopicName, Meta(description="the topic's name")] = ""
+    topic_id: UnlessAgain = None
+    request_id: RequestId = ""
+    settings: Settings = {}
 
 
 class AlterTopicReply(Message, tag_field="op", tag="alter_topic"):
     """The topic after the change."""
 
-    topic: Topic
+    topic: Annotated[Topic, Meta(description="the topic, every setting resolved")]
 
 
 class DeleteTopic(Message, tag_field="op", tag="delete_topic"):
     """Deletes a topic and its records."""
 
-    name: TopicName = ""
-    topic_id: Annotated[
-        str | None, Meta(description="refused when the topic has another id by now")
-    ] = None
-    request_id: str = ""
+    name: Annotated[TopicName, Meta(description="the topic's name")] = ""
+    topic_id: UnlessAgain = None
+    request_id: RequestId = ""
 
 
 class DeleteTopicReply(Message, tag_field="op", tag="delete_topic"):
     """The topic is gone."""
 
-    topic_id: str = ""
+    topic_id: TopicId = ""
 
 
 class DeleteRecords(Message, tag_field="op", tag="delete_records"):
     """Moves a partition's log start up: records before `before` are gone."""
 
-    topic: TopicName | None = None
-    topic_id: str | None = None
-    partition: PartitionNumber = 0
+    topic: ByName = None
+    topic_id: ById = None
+    partition: OfPartition = 0
     before: Annotated[
         Uint, Meta(description="the new first offset, at most the high watermark")
     ] = 0
-    request_id: str = ""
+    request_id: RequestId = ""
 
 
 class DeleteRecordsReply(Message, tag_field="op", tag="delete_records"):
     """The log start, on disk."""
 
-    log_start: int = 0
+    log_start: LogStart = 0
 
 
 class PartitionStats(msgspec.Struct, omit_defaults=True, kw_only=True):
     """What a leader knows of one partition's log."""
 
-    partition: int
-    epoch: int = -1
-    start_offset: int = 0
-    high_watermark: int = 0
+    partition: OfPartition
+    epoch: LeaderEpoch = -1
+    start_offset: LogStart = 0
+    high_watermark: HighWatermark = 0
     end_offset: Annotated[int, Meta(description="log end: the offset the next record gets")] = 0
-    flushed_offset: int = 0
+    flushed_offset: Annotated[int, Meta(description="all before it is on disk")] = 0
     size: Annotated[int, Meta(description="bytes on disk")] = 0
-    segments: int = 0
+    segments: Annotated[int, Meta(description="segment files")] = 0
     records_in: Annotated[int, Meta(description="records taken since the node started")] = 0
     bytes_in: Annotated[int, Meta(description="bytes taken since the node started")] = 0
     records_rate: Annotated[float, Meta(description="records a second, over the last seconds")] = (
@@ -330,15 +337,15 @@ class PartitionStats(msgspec.Struct, omit_defaults=True, kw_only=True):
 class Stats(Message, tag_field="op", tag="stats"):
     """Asks a node for the partitions of a topic that it leads."""
 
-    topic: TopicName | None = None
-    topic_id: str | None = None
+    topic: ByName = None
+    topic_id: ById = None
 
 
 class StatsReply(Message, tag_field="op", tag="stats"):
     """The partitions led by the answering node."""
 
-    topic_id: str = ""
-    partitions: list[PartitionStats] = []
+    topic_id: TopicId = ""
+    partitions: Annotated[list[PartitionStats], Meta(description="those led here")] = []
 
 
 class Status(Message, tag_field="op", tag="status"):
@@ -348,15 +355,17 @@ class Status(Message, tag_field="op", tag="status"):
 class StatusReply(Message, tag_field="op", tag="status"):
     """The answering node's own state."""
 
-    node: str = ""
-    software: str = ""
+    node: Annotated[str, Meta(description="the node's name")] = ""
+    software: Annotated[str, Meta(description="the node's software and version")] = ""
     uptime: Annotated[int, Meta(description="ms since it started")] = 0
-    clients: int = 0
-    topics: int = 0
+    clients: Annotated[int, Meta(description="clients heard of lately")] = 0
+    topics: Annotated[int, Meta(description="topics of the cluster")] = 0
     partitions: Annotated[int, Meta(description="partitions kept here")] = 0
     leading: Annotated[int, Meta(description="partitions led from here")] = 0
-    under_replicated: int = 0
-    disk_full: bool = False
+    under_replicated: Annotated[
+        int, Meta(description="partitions led here that lack in-sync replicas")
+    ] = 0
+    disk_full: Annotated[bool, Meta(description="records are refused until there is room")] = False
     size: Annotated[int, Meta(description="bytes of all logs here")] = 0
 
 
@@ -366,15 +375,15 @@ class StatusReply(Message, tag_field="op", tag="status"):
 class ErrorReply(Message, tag_field="op", tag="error"):
     """A request that failed: `code` for programs, `message` for people."""
 
-    code: str = "internal"
-    message: str = ""
+    code: Annotated[str, Meta(description="which error: see the table")] = "internal"
+    message: Annotated[str, Meta(description="a sentence: what is wrong and what to do")] = ""
     hint: Annotated[
         Literal["retry", "refresh", "give_up"], Meta(description="what the client should do")
     ] = "give_up"
     outcome_unknown: Annotated[
         bool, Meta(description="the request may have taken effect all the same")
     ] = False
-    details: dict[str, Any] = {}
+    details: Annotated[dict[str, Any], Meta(description="facts for programs")] = {}
 
 
 # Push ---
@@ -384,18 +393,18 @@ class Push(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The head of a pushed batch, or of a beacon, which has none. Subject: `topic/partition/`."""
 
     v: Annotated[int, Meta(description="protocol version")] = PROTOCOL_VERSION
-    topic_id: str = ""
-    partition: int = 0
-    epoch: Annotated[int, Meta(description="the partition's leader epoch")] = -1
-    high_watermark: Annotated[int, Meta(description="first offset that is not committed yet")] = 0
-    log_start: int = 0
+    topic_id: TopicId = ""
+    partition: OfPartition = 0
+    epoch: LeaderEpoch = -1
+    high_watermark: HighWatermark = 0
+    log_start: LogStart = 0
 
 
 class ClusterChange(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Pushed when the metadata changed, and now and then as a beacon. Subject: `!cluster/`."""
 
     v: Annotated[int, Meta(description="protocol version")] = PROTOCOL_VERSION
-    cluster: str = ""
+    cluster: Annotated[str, Meta(description="cluster id")] = ""
     version: Annotated[int, Meta(description="offset in the metadata log")] = -1
     node: Annotated[str, Meta(description="the node that says so")] = ""
     topics: Annotated[list[str], Meta(description="names of the topics that changed")] = []
