@@ -58,7 +58,9 @@ def decompress(codec: int, data: bytes | memoryview, length: int) -> bytes | mem
         out: bytes | memoryview = data
     elif codec == LZ4:
         if length > len(data) * LZ4_RATIO_MAX:  # the library allocates `length` at once
-            raise InvalidBatch(f"{len(data)} bytes of LZ4 cannot hold {length} bytes")
+            raise InvalidBatch(
+                f"{len(data)} bytes of LZ4 cannot hold the {length} that the batch declares"
+            )
         out = _bounded(_lz4().LZ4FrameDecompressor(), data, length, "LZ4")
     elif codec == ZSTD:
         out = _bounded(_zstd_decompressor(), data, length, "Zstandard")
