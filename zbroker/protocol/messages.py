@@ -211,6 +211,9 @@ class FetchReply(Message, tag_field="op", tag="fetch"):
         int, Meta(description="first offset that the chunk covers; may be before the one asked")
     ] = 0
     next: Annotated[int, Meta(description="offset to fetch next: all before it is covered")] = 0
+    next_epoch: Annotated[
+        int, Meta(description="leader epoch of the offset before `next`, or -1; to send with it")
+    ] = -1
     high_watermark: HighWatermark = 0
     log_start: LogStart = 0
 
