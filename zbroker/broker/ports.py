@@ -1,0 +1,97 @@
+"""What a broker needs of its surroundings, and the settings that it is given.
+
+Owns no behaviour. `zbroker.node` implements these over ZeroMQ, `zbroker.testing` in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from zbroker.protocol.batch import Buffer
+from zbroker.protocol.messages import ClusterChange, Push, Reply
+from zbroker.topics import Value
+
+
+class Conversation(NamedTuple):
+    """Whom a reply goes to: the client's route, whether it sends a delimiter, and its correlation number."""
+
+    client: bytes
+    delimited: bool
+    id: int
+
+
+class Transport(Protocol):
+    """How a broker reaches its clients. No call blocks; what cannot be sent is dropped and counted."""
+
+    def reply(self, to: Conversation, message: Reply, body: Buffer | None = None) -> None:
+        """Sends a reply, and a chunk of batches behind it; the body must not change afterwards."""
+
+    def publish(
+        self, subject: bytes, head: Push | ClusterChange, batch: Buffer | None = None
+    ) -> None:
+        """Pushes to those who subscribed; the batch must not change afterwards."""
+
+    def wanted(self, subject: bytes) -> bool:
+        """Whether anybody subscribed to the subject."""
+
+    def has_room(self, client: bytes) -> bool:
+        """Whether a client reads its replies: False while too many bytes wait for it."""
+
+    def client_count(self) -> int:
+        """How many clients have spoken lately."""
+
+
+class Budget:
+    """Bytes that all partitions together hold before they are committed, against a limit."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+
+class Replier(Protocol):
+    """Sends a reply and counts the request as answered."""
+
+    def __call__(self, to: Conversation, message: Reply, body: Buffer | None = None) -> None: ...
+
+
+class Report(Protocol):
+    """Where a broker tells what happened, for the node's log: an event's name and its facts."""
+
+    def __call__(self, event: str, /, **facts: Any) -> None: ...
+
+
+class FreshId(Protocol):
+    """Where identifiers come from: 32 hexadecimal digits, never the same twice."""
+
+    def __call__(self) -> str: ...
+
+
+class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One broker's settings. Sizes in bytes, times in milliseconds."""
+
+    node: str
+    cluster_name: str
+    disk_id: str
+    host: str
+    port: int
+    rack: str | None = None
+    voters: tuple[str, ...]
+    topic_defaults: Mapping[str, Value] = {}
+    frame_max: int = 8 << 20
+    memory_max: int = 256 << 20
+    in_flight_max: int = 1000
+    """Requests that one client may have unanswered."""
+    in_flight_total_max: int = 100_000
+    """Requests that all clients together may have unanswered."""
+    fetch_max: int = 4 << 20
+    """Largest chunk that a fetch is answered with, but for a single larger batch."""
+    wait_max: int = 60_000
+    """Longest that a request may wait."""
+    beacon_interval: int = 500
+    software: str = "zbroker"

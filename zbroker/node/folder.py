@@ -1,0 +1,129 @@
+"""A node's data folder: its format, its disk's identity, and the lock that keeps two nodes from sharing it.
+
+Owns `lock` and `node.json` at the top of the folder, and never touches anything else in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+
+from zbroker.errors import DataFolderError
+
+FORMAT = 1
+"""The folder format that this version reads and writes."""
+LOCK, IDENTITY = "lock", "node.json"
+
+
+class DataFolder:
+    """An open, locked data folder.
+
+    Attributes:
+        path: the folder.
+        disk_id: 32 hexadecimal digits, chosen when the folder was first formatted.
+    """
+
+    def __init__(self, path: Path, node: str) -> None:
+        """Makes the folder where there is none, locks it and reads or writes its identity.
+
+        Raises:
+            DataFolderError: another node runs on it, it belongs to another node, it is of a newer version, or it
+                cannot be used; the sentence says what to do.
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise DataFolderError(
+                f"the data folder {path} cannot be used: {error.strerror}; name another with `data:`"
+            ) from None
+        try:
+            self._take_lock()
+            self.disk_id = self._identify(node)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        """Removes the lock. The folder may be opened again, by another process too."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / LOCK).unlink()
+        os.close(self._lock)
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(self._lock, 20, 0).decode(errors="replace").strip() or "unknown"
+            raise DataFolderError(
+                f"the data folder {self.path} is in use by another node (process {owner}); "
+                "stop that one, or name another folder with `data:`"
+            ) from None
+        if not self._lock_is_ours():
+            raise DataFolderError(
+                f"the data folder {self.path} was just released by another node; start this one again"
+            )
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _lock_is_ours(self) -> bool:
+        """Whether the locked file is still the one in the folder: its last owner may have removed it."""
+        try:
+            return os.path.samestat(os.fstat(self._lock), os.stat(self.path / LOCK))
+        except FileNotFoundError:
+            return False
+
+    def _identify(self, node: str) -> str:
+        file = self.path / IDENTITY
+        try:
+            text = file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return self._format(file, node)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataFolderError(f"{file} cannot be read: {error}") from None
+        try:
+            identity = json.loads(text)
+            version, owner, disk_id = identity["format"], identity["node"], identity["disk_id"]
+        except (ValueError, KeyError, TypeError):
+            raise DataFolderError(
+                f"{file} is damaged; restore it from a copy, or name another folder with `data:`"
+            ) from None
+        if version != FORMAT:
+            raise DataFolderError(
+                f"the data folder {self.path} has format {version}, and this version knows {FORMAT}; "
+                "start the version that wrote it, or a newer one"
+            )
+        if owner != node:
+            raise DataFolderError(
+                f"the data folder {self.path} belongs to node {owner!r}, not to {node!r}; "
+                "name another folder with `data:`"
+            )
+        return str(disk_id)
+
+    def _format(self, file: Path, node: str) -> str:
+        """Writes a new disk's identity, whole or not at all."""
+        present = sorted(entry.name for entry in self.path.iterdir() if entry.name != LOCK)
+        if present:
+            raise DataFolderError(
+                f"the data folder {self.path} is not empty and has no {IDENTITY} (it holds "
+                f"{', '.join(present[:3])}); name an empty folder with `data:`"
+            )
+        disk_id = secrets.token_hex(16)
+        text = json.dumps({"format": FORMAT, "node": node, "disk_id": disk_id}, indent=2) + "\n"
+        partial = file.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.rename(file)
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return disk_id

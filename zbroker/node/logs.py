@@ -1,0 +1,77 @@
+"""The node's log: what happened, for people or as JSON, one line an event, on standard error.
+
+Owns the two forms, and how the broker's events read to a person. Never decides what is worth telling.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+LogFormat = Literal["human", "json"]
+
+LOGGER = logging.getLogger("zbroker")
+
+SENTENCES: dict[str, tuple[int, str]] = {
+    "starting": (logging.INFO, "zbroker {version}: node {node} of cluster {cluster} starts, data in {data}"),
+    "serving": (logging.INFO, "node {node} is serving on {address}: {topics} topics, {partitions} partitions here"),
+    "stopping": (logging.INFO, "stopping in order ({signal}); once more stops at once"),
+    "stopped": (logging.INFO, "stopped: everything is on disk"),
+    "stop_timed_out": (logging.ERROR, "stopped after {seconds} s with work left: the disk did not keep up"),
+    "failed": (logging.CRITICAL, "the node must stop: {error}"),
+    "damage_found": (logging.ERROR, "{partition} is damaged: offsets {ranges} cannot be read, the others can"),
+    "torn_tail_cut": (logging.WARNING, "{partition}: cut {bytes} bytes of a write that a crash had torn"),
+    "append_failed": (logging.ERROR, "{partition} takes no records for now: {error}"),
+    "storage_request_failed": (logging.ERROR, "{folder}: {error}"),
+    "few_descriptors": (logging.WARNING, "only {limit} file descriptors are allowed for {clients} clients; raise `ulimit -n`"),
+    "http": (logging.INFO, "metrics and health on http://{address}"),
+}  # fmt: skip
+"""Level and sentence of each event; the fields in braces are its facts."""
+
+
+class _Human(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        when = (
+            datetime.fromtimestamp(record.created)
+            .astimezone()
+            .strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+        )
+        return f"{when} {record.levelname.lower():8} {record.getMessage()}"
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        event = getattr(record, "event", record.name)
+        facts: dict[str, Any] = getattr(record, "facts", {})
+        line = {
+            "time": when,
+            "level": record.levelname.lower(),
+            "event": event,
+            "message": record.getMessage(),
+        }
+        return json.dumps({**line, **facts}, default=str, ensure_ascii=False)
+
+
+def set_up(form: LogFormat, level: str) -> None:
+    """Sends the log to standard error in one of the two forms."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if form == "json" else _Human())
+    LOGGER.handlers[:] = [handler]
+    LOGGER.setLevel(level.upper())
+    LOGGER.propagate = False
+
+
+def reporter(**always: Any) -> Callable[..., None]:
+    """A broker's `Report` that writes to the log; `always` are facts of every event."""
+
+    def report(event: str, /, **facts: Any) -> None:
+        level, sentence = SENTENCES.get(event, (logging.INFO, event))
+        every = {**always, **facts}
+        LOGGER.log(level, "%s", sentence.format_map(every), extra={"event": event, "facts": facts})
+
+    return report

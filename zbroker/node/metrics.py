@@ -1,0 +1,129 @@
+"""What a node tells Prometheus and its health check: a snapshot, taken by the reactor and served by another thread.
+
+Owns the metrics' names. Never reaches into the broker from a foreign thread: it reads the last snapshot only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from zbroker.broker.broker import Broker
+from zbroker.node.sockets import Sockets
+
+
+class PartitionSample(msgspec.Struct, frozen=True):
+    """One partition's numbers."""
+
+    topic: str
+    number: int
+    start: int
+    high_watermark: int
+    end: int
+    size: int
+    records_in: int
+    bytes_in: int
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A node's numbers at one moment."""
+
+    node: str
+    state: str
+    clients: int
+    subscriptions: int
+    partitions: tuple[PartitionSample, ...]
+    counters: dict[str, int]
+    disk_full: bool
+
+
+def take_snapshot(broker: Broker, sockets: Sockets) -> Snapshot:
+    """The present numbers; called by the reactor, about once a second."""
+    partitions = [
+        PartitionSample(
+            partition.topic, number, partition.log.start_offset, partition.high_watermark,
+            partition.log.end_offset, partition.log.size, partition.records_in, partition.bytes_in,
+        )
+        for kept in broker.partitions.values()
+        for number, partition in kept.items()
+    ]  # fmt: skip
+    return Snapshot(
+        node=broker.settings.node, state=broker.state, clients=sockets.client_count(),
+        subscriptions=sockets.subscription_count(), partitions=tuple(partitions),
+        counters=dict(sockets.counters),
+        disk_full=any(partition.log.full for kept in broker.partitions.values() for partition in kept.values()),
+    )  # fmt: skip
+
+
+def exposition(snapshot: Snapshot) -> bytes:
+    """The snapshot in Prometheus' text format."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    class Collector:
+        def collect(self) -> Iterator[Any]:
+            return families(snapshot)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collector())
+    return generate_latest(registry)
+
+
+def families(snapshot: Snapshot) -> Iterator[Any]:
+    """The metric families, as prometheus-client wants them."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    yield GaugeMetricFamily(
+        "zbroker_up", "1 while the node serves", value=float(snapshot.state == "serving")
+    )
+    yield GaugeMetricFamily("zbroker_clients", "clients that spoke lately", value=snapshot.clients)
+    yield GaugeMetricFamily(
+        "zbroker_subscriptions", "subscriptions of all clients", value=snapshot.subscriptions
+    )
+    yield GaugeMetricFamily(
+        "zbroker_disk_full", "1 while a log has no room", value=float(snapshot.disk_full)
+    )
+    yield GaugeMetricFamily(
+        "zbroker_resident_memory_bytes", "memory of the node's process", value=resident_bytes()
+    )
+    labels = ("topic", "partition")
+    gauges = {
+        "log_start_offset": ("first offset kept", "start"),
+        "high_watermark": ("first offset not committed", "high_watermark"),
+        "log_end_offset": ("offset that the next record gets", "end"),
+        "log_size_bytes": ("bytes on disk", "size"),
+    }
+    for name, (text, field) in gauges.items():
+        gauge = GaugeMetricFamily(f"zbroker_partition_{name}", text, labels=labels)
+        for sample in snapshot.partitions:
+            gauge.add_metric((sample.topic, str(sample.number)), getattr(sample, field))
+        yield gauge
+    for name, text, field in (
+        ("records_in", "records taken", "records_in"),
+        ("bytes_in", "bytes of batches taken", "bytes_in"),
+    ):
+        counter = CounterMetricFamily(f"zbroker_partition_{name}", text, labels=labels)
+        for sample in snapshot.partitions:
+            counter.add_metric((sample.topic, str(sample.number)), getattr(sample, field))
+        yield counter
+    dropped = CounterMetricFamily(
+        "zbroker_dropped", "replies, requests and clients turned away", labels=("reason",)
+    )
+    for reason, count in sorted(snapshot.counters.items()):
+        dropped.add_metric((reason,), count)
+    yield dropped
+
+
+def resident_bytes() -> int:
+    """The process's resident memory; its peak where the present value cannot be had."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,229 @@
+"""The node's two client sockets, and the transport that the broker sends through.
+
+Owns ROUTER (base port) and XPUB (base port + 1), who subscribed to what, and how much waits for whom. Never blocks,
+and never holds back a message from everyone because one client does not read: what cannot be sent is dropped and
+counted, for the log is the truth and clients ask again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+
+import zmq
+
+from zbroker.broker.ports import Conversation
+from zbroker.errors import AddressInUse
+from zbroker.protocol import frames as wire
+from zbroker.protocol.batch import Buffer
+from zbroker.protocol.messages import ClusterChange, ErrorReply, Push, Reply
+
+REPLIES_MAX = 1000
+"""Replies that may wait for one client before more are dropped."""
+PUSHES_MAX = 1000
+"""Pushed messages that may wait for one subscriber before more are dropped; it fetches what it missed."""
+UNREAD_MAX = 16 << 20
+"""Bytes of chunks that may wait for one client before its next fetch is refused."""
+COPY_MAX = 128 << 10
+"""Bodies up to this size are copied into the message: cheaper than to be told when a larger one is sent."""
+HANDSHAKE_MS = 3000
+"""How long a TCP connection may stay silent before it is dropped."""
+SEEN_MAX_MS = 60_000
+"""How long a silent client counts towards the limit on clients."""
+
+
+class Sockets:
+    """ROUTER and XPUB of one node, bound; the broker's `Transport`."""
+
+    def __init__(self, host: str, port: int, *, frame_max: int, clients_max: int) -> None:
+        """Binds both sockets.
+
+        Raises:
+            AddressInUse: one of the ports is taken, or the address is not one of this machine's.
+        """
+        self._context = zmq.Context(io_threads=1)
+        self._context.set(zmq.MAX_SOCKETS, 1023)
+        self._host, self._port = host, port
+        self._frame_max = frame_max
+        self._clients_max = clients_max
+        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._unread: dict[bytes, deque[tuple[zmq.MessageTracker, int]]] = {}
+        self._prefixes: Counter[bytes] = Counter()
+        self._wanted: dict[bytes, bool] = {}
+        self.counters: Counter[str] = Counter()
+        """What was dropped and refused, by reason."""
+        try:
+            self.router = self._open_router()
+            self.xpub = self._open_xpub()
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+
+    def close(self, linger_ms: int) -> None:
+        """Sends what is queued for up to `linger_ms`, then closes."""
+        self._context.destroy(linger=linger_ms)
+
+    # Receiving ---
+
+    def requests(self, most: int, now: int) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Up to `most` requests that have arrived: client and frames, the routing id apart."""
+        receive = self.router.recv_multipart
+        for _ in range(most):
+            try:
+                frames = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            client = frames.pop(0)
+            if self._admit(client, now):
+                yield client, frames
+            else:
+                self._turn_away(client, frames)
+
+    def subscriptions(self, most: int) -> Iterator[bytes]:
+        """Subjects that were newly subscribed to; endings are taken note of on the way."""
+        for _ in range(most):
+            try:
+                message = self.xpub.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if message[:1] == b"\x01":
+                self._prefixes[message[1:]] += 1
+                self._wanted.clear()
+                yield message[1:]
+            elif message[:1] == b"\x00":
+                self._prefixes[message[1:]] -= 1
+                if self._prefixes[message[1:]] <= 0:
+                    del self._prefixes[message[1:]]
+                self._wanted.clear()
+
+    # The broker's Transport ---
+
+    def reply(self, to: Conversation, message: Reply, body: Buffer | None = None) -> None:
+        """Sends a reply, or drops it where the client is gone or does not read."""
+        frames: list[Buffer] = (
+            [to.client, b"", wire.encode(message)]
+            if to.delimited
+            else [to.client, wire.encode(message)]
+        )
+        try:
+            if body is None:
+                self.router.send_multipart(frames, zmq.NOBLOCK)
+            elif len(body) <= COPY_MAX:
+                frames.append(body)
+                self.router.send_multipart(frames, zmq.NOBLOCK)
+            else:
+                self._send_large(to.client, frames, body)
+        except zmq.Again:
+            self.counters["replies_dropped_slow"] += 1
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.counters["replies_dropped_gone"] += 1
+            self._forget(to.client)
+
+    def publish(
+        self, subject: bytes, head: Push | ClusterChange, batch: Buffer | None = None
+    ) -> None:
+        """Pushes to those who subscribed; those who do not read miss it."""
+        if batch is None:
+            self.xpub.send_multipart((subject, wire.encode(head)), zmq.NOBLOCK)
+        else:
+            self.xpub.send(subject, zmq.SNDMORE | zmq.NOBLOCK)
+            self.xpub.send(wire.encode(head), zmq.SNDMORE | zmq.NOBLOCK)
+            self.xpub.send(batch, zmq.NOBLOCK, copy=len(batch) <= COPY_MAX)
+
+    def wanted(self, subject: bytes) -> bool:
+        """Whether anybody subscribed to the subject or a prefix of it."""
+        wanted = self._wanted.get(subject)
+        if wanted is None:
+            wanted = any(subject.startswith(prefix) for prefix in self._prefixes)
+            self._wanted[subject] = wanted
+        return wanted
+
+    def has_room(self, client: bytes) -> bool:
+        """Whether a client reads the chunks that it fetches."""
+        unread = self._unread.get(client)
+        if unread is None:
+            return True
+        while unread and unread[0][0].done:
+            unread.popleft()
+        if not unread:
+            del self._unread[client]
+        return sum(size for _, size in unread) < UNREAD_MAX
+
+    def client_count(self) -> int:
+        """How many clients have spoken lately."""
+        return len(self._seen)
+
+    def subscription_count(self) -> int:
+        """How many subscriptions there are."""
+        return self._prefixes.total()
+
+    # Within ---
+
+    def _send_large(self, client: bytes, frames: list[Buffer], body: Buffer) -> None:
+        """Sends a body without copying it, and notes how much the client has yet to take."""
+        self.router.send_multipart(frames, zmq.NOBLOCK | zmq.SNDMORE)
+        tracker = self.router.send(body, zmq.NOBLOCK, copy=False, track=True)
+        assert tracker is not None
+        self._unread.setdefault(client, deque()).append((tracker, len(body)))
+
+    def _admit(self, client: bytes, now: int) -> bool:
+        """Whether the client is among as many as are allowed; silent ones make room."""
+        seen = self._seen
+        if client not in seen and len(seen) >= self._clients_max:
+            oldest, last = next(iter(seen.items()))
+            if now - last < SEEN_MAX_MS:
+                return False
+            del seen[oldest]
+        seen[client] = now
+        seen.move_to_end(client)
+        return True
+
+    def _turn_away(self, client: bytes, frames: list[bytes]) -> None:
+        self.counters["clients_refused"] += 1
+        delimited = len(frames) > 1 and not frames[0]
+        to = Conversation(
+            client, delimited, wire.request_id(frames[1 if delimited else 0]) if frames else 0
+        )
+        message = f"{self._clients_max} clients are connected, and the node takes no more (limits: clients)"
+        self.reply(to, ErrorReply(id=to.id, code="overloaded", message=message, hint="retry"))
+
+    def _forget(self, client: bytes) -> None:
+        self._seen.pop(client, None)
+        self._unread.pop(client, None)
+
+    def _open_router(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.ROUTER)
+        socket.set(zmq.ROUTER_MANDATORY, 1)
+        socket.set(zmq.SNDHWM, REPLIES_MAX)
+        socket.set(zmq.RCVHWM, REPLIES_MAX)
+        return self._bind(socket, self._port)
+
+    def _open_xpub(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.XPUB)
+        socket.set(zmq.XPUB_VERBOSER, 1)
+        socket.set(zmq.SNDHWM, PUSHES_MAX)
+        return self._bind(socket, self._port + 1)
+
+    def _bind(self, socket: zmq.Socket[bytes], port: int) -> zmq.Socket[bytes]:
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.MAXMSGSIZE, self._frame_max)
+        socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        socket.set(zmq.HEARTBEAT_IVL, 5000)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, 15_000)
+        socket.set(zmq.HEARTBEAT_TTL, 15_000)
+        socket.set(zmq.BACKLOG, 1024)
+        ipv6 = ipaddress.ip_address(self._host).version == 6
+        socket.set(zmq.IPV6, ipv6)
+        address = f"[{self._host}]:{port}" if ipv6 else f"{self._host}:{port}"
+        try:
+            socket.bind(f"tcp://{address}")
+        except zmq.ZMQError as error:
+            raise AddressInUse(
+                f"{address} cannot be bound: {error.strerror}; stop what uses it, or change the node's "
+                "address in its configuration",
+                address=address,
+            ) from None
+        return socket
