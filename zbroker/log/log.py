@@ -1,0 +1,996 @@
+"""One partition's log: a protocol machine over the storage port.
+
+Owns the decisions: where a batch goes, when a segment is rolled, what is flushed and checkpointed when, what
+retention may remove, what is true of each offset. Everything that touches a file is a request, of which at most one
+write and one upkeep are outstanding; what is appended meanwhile goes out together: one write and, with
+`fsync: always`, one flush. Never reads a clock and never waits.
+
+Offsets, each at most the next: start_offset, flushed_offset, written_offset, end_offset.
+
+========== ================= ==================================================================================
+from       to                when
+========== ================= ==================================================================================
+closed     opening           `open()`
+opening    open              recovery is done → `Opened`
+opening    failed            recovery failed → `Broken`
+open       closing           `close()`; or it was asked for while opening
+open       failed            a flush or a write failed, but for a full disk → `Broken`: nothing is appended any more
+closing    closed            all is written, flushed and checkpointed → `Closed`
+closing    failed            as from open
+failed     closed            `close()` → `Closed`; the next opening mends what it can
+========== ================= ==================================================================================
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from typing import Any, Literal
+
+import msgspec
+
+from zbroker.errors import (
+    DataDamaged,
+    DiskFull,
+    InvalidRequest,
+    NotReady,
+    OffsetOutOfRange,
+    StorageFailed,
+    ZBrokerError,
+)
+from zbroker.log.checkpoint import Checkpoint, SegmentRow
+from zbroker.log.epochs import EpochTable
+from zbroker.log.events import (
+    AppendFailed,
+    Broken,
+    Closed,
+    EpochBegun,
+    Event,
+    Found,
+    Opened,
+    ReadDone,
+    StartMoved,
+    Truncated,
+)
+from zbroker.log.index import Index
+from zbroker.log.producers import ProducerTable
+from zbroker.log.reading import FindTime, Place, Read, Span, damaged
+from zbroker.log.recovery import State as Recovered
+from zbroker.log.recovery import merge
+from zbroker.log.requests import Cut, Probe, Purpose, Recover, Refuse, Truncate, Upkeep, Write
+from zbroker.log.segment import Segment
+from zbroker.log.settings import LogSettings
+from zbroker.log.storage import Completion, Lane, Request, Storage
+from zbroker.protocol.batch import HEADER_SIZE, BatchHeader, Buffer
+
+__all__ = [
+    "AppendFailed",
+    "Broken",
+    "Closed",
+    "EpochBegun",
+    "Event",
+    "Found",
+    "Log",
+    "Opened",
+    "ReadDone",
+    "StartMoved",
+    "Truncated",
+]
+
+State = Literal["closed", "opening", "open", "closing", "failed"]
+TRANSITIONS: dict[State, tuple[State, ...]] = {
+    "closed": ("opening",),
+    "opening": ("open", "failed"),
+    "open": ("closing", "failed"),
+    "closing": ("closed", "failed"),
+    "failed": ("closed",),
+}
+
+RUN_MAX = 8 << 20
+"""Bytes that one write request covers at most, unless a batch alone is larger."""
+UNFLUSHED_MAX = 16 << 20
+"""Bytes beyond which a flush is started beside the writes, so that sealing a segment finds little left."""
+CHECKPOINT_BYTES = 64 << 20
+CHECKPOINT_BATCHES = 50_000
+"""What is written at most before a checkpoint: what a restart may have to scan."""
+CHECKPOINT_SOON_BYTES = 4 << 20
+PATIENCE = 12
+"""How many checkpoint intervals a log that takes little may wait for one."""
+INDEXES_LOADED = 8
+PLACES_REMEMBERED = 64
+PROBE_INTERVAL_MS = 1000
+
+
+class Run(msgspec.Struct, eq=False):
+    """Appended batches that one write request will cover, and what the log is like once they are written."""
+
+    segment: Segment | None
+    position: int = 0
+    create: bool = False
+    epoch: int = -1
+    buffers: list[Buffer] = []
+    size: int = 0
+    batches: int = 0
+    end_offset: int = 0
+    last_append_time: int = -1
+    max_timestamp: int = -1
+    epoch_count: int = 0
+
+
+class Log:
+    """One partition's log. See the module for its states, and `zbroker.log.events` for what it tells.
+
+    Args:
+        folder: the partition's folder under the data folder, which is also the key of its completions.
+        settings: the partition's resolved settings.
+        storage: where requests go.
+
+    Attributes:
+        start_offset: log start offset, the first that is kept.
+        end_offset: what the next batch gets; includes what is not written yet.
+        written_offset: all below it is in the operating system's cache.
+        flushed_offset: all below it is on disk.
+        last_append_time: ms; the next stamp must not be smaller.
+        last_epoch: newest leader epoch, -1 where there is none.
+        size: bytes written.
+        damaged: ranges of offsets that are known to be unreadable, [first, next).
+        pending_bytes: bytes appended and not written yet.
+        full: the last write met a full disk; nothing is taken until `on_tick` has found room.
+        producers: idempotence.
+    """
+
+    def __init__(self, folder: str, settings: LogSettings, storage: Storage) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.state: State = "closed"
+        self.producers = ProducerTable(settings.producer_expiry)
+        self.start_offset = self.end_offset = self.written_offset = self.flushed_offset = 0
+        self.last_append_time = self.last_epoch = -1
+        self.size = self.pending_bytes = 0
+        self.damaged: list[tuple[int, int]] = []
+        self.full = False
+        self._storage = storage
+        self._epochs = EpochTable()
+        self._generation = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        # Appending: the tail as planned, and as written.
+        self._segments: list[Segment] = []
+        self._tail: Segment | None = None
+        self._tail_size = 0
+        self._runs: deque[Run] = deque()
+        self._run: Run | None = None
+        self._writing: Run | None = None
+        self._written_time = -1
+        self._epoch_count = 0
+        self._epochs_unsaved = False
+        # Flushing and checkpoints.
+        self._upkeep: Request | None = None
+        self._unflushed: dict[int, int] = {}
+        self._unflushed_bytes = 0
+        self._creations = self._creations_flushed = 0
+        self._marked = False
+        self._snapshots: list[int] = []
+        self._snapshot = -1
+        self._snapshot_changes = -1
+        self._bytes_since = self._batches_since = 0
+        self._checkpoint_due = False
+        self._now = 0
+        self._flushed_at = self._checkpoint_at = self._probed_at = 0
+        # What waits for its turn.
+        self._moves: deque[tuple[Any, int]] = deque()
+        self._truncation: tuple[Any, int] | None = None
+        self._close_wanted = False
+        # Reading.
+        self._generation += 1
+        self._cut_at = 1 << 62
+        self._going_below = 0
+        self._places: dict[int, tuple[int, int]] = {}
+        self._loaded: dict[int, Segment] = {}
+
+    # Opening and closing ---
+
+    @property
+    def segment_count(self) -> int:
+        """How many segments there are."""
+        return len(self._segments)
+
+    def open(self) -> None:
+        """Starts recovery; ends in `Opened` or `Broken`."""
+        self._move("opening")
+        self._reset()
+        self.damaged = []
+        self.full = False
+        self.pending_bytes = 0
+        self._submit("write", Recover, settings=self.settings)
+
+    def close(self) -> None:
+        """Writes, flushes and checkpoints what there is, then forgets it; ends in `Closed`."""
+        if self.state == "open":
+            self._move("closing")
+            self._proceed()
+        elif self.state == "opening":
+            self._close_wanted = True
+        elif self.state in ("closed", "failed"):
+            self._submit("write", Refuse, event=Closed(clean=self.state == "closed"))
+
+    def _opened(self, completion: Completion) -> Event:
+        if completion.error is not None:
+            return self._break(completion.error)
+        found: Recovered = completion.result
+        self._move("open")
+        self._segments = found.segments
+        self._epochs = found.epochs
+        self.producers = found.producers
+        self.producers.expiry = self.settings.producer_expiry
+        self.damaged = found.damaged
+        self.start_offset = found.start
+        self.end_offset = self.written_offset = self.flushed_offset = found.end
+        self.last_append_time = self._written_time = found.last_append_time
+        self.last_epoch = self._epochs.last_epoch
+        self._epoch_count = len(self._epochs.entries)
+        self._epochs_unsaved = not self._epochs.entries
+        self._snapshots, self._snapshot = sorted(found.snapshots), found.snapshot
+        self._snapshot_changes = self.producers.changes if found.snapshot >= -1 else -1
+        self._marked = found.in_use
+        self.size = sum(segment.size for segment in self._segments)
+        self._plan_from_written()
+        if self._close_wanted:
+            self._move("closing")
+        self._proceed()
+        return Opened(found.clean, found.torn_bytes, found.scanned_bytes)
+
+    # Appending ---
+
+    def append(self, batch: Buffer, header: BatchHeader) -> None:
+        """Takes a stamped batch that continues the log; nobody changes its bytes from now on.
+
+        Args:
+            batch: the whole batch.
+            header: its header, as stamped: base offset `end_offset`, epoch and append time not falling.
+        """
+        offset, size, time = self.end_offset, len(batch), header.append_time
+        assert self.state == "open", self.state
+        assert not self.full, "a full log takes nothing"
+        assert self._truncation is None, "a log that is being truncated takes nothing"
+        assert header.base_offset == offset, (header.base_offset, offset)
+        assert header.payload_length + HEADER_SIZE == size, (header.payload_length, size)
+        assert time >= self.last_append_time, (time, self.last_append_time)
+        if header.leader_epoch != self.last_epoch:
+            self._assign_epoch(header.leader_epoch)
+        segment, position = self._tail, self._tail_size
+        if segment is None or (position and self._must_roll(segment, position + size, time)):
+            segment, position = self._roll(), 0
+        run = self._run
+        if run is None or run.size + size > RUN_MAX:
+            run = self._new_run(segment)
+        if not position:
+            segment.first_append_time = time
+        index = segment.index
+        assert index is not None
+        index.add(offset, position, size, header.latest_timestamp)
+        self.producers.append(header)
+        run.buffers.append(batch)
+        run.size += size
+        run.batches += 1
+        run.end_offset = self.end_offset = offset + header.span
+        run.last_append_time = self.last_append_time = time
+        run.max_timestamp = index.max_timestamp
+        self._tail_size = position + size
+        self.pending_bytes += size
+        if self._writing is None:
+            self._write_next()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Lets an epoch begin at the log's end, on disk even if no record follows; ends in `EpochBegun`."""
+        assert self.state == "open", self.state
+        assert self._truncation is None, "a truncation is under way"
+        if epoch != self.last_epoch:
+            self._assign_epoch(epoch)
+        self._queue_epoch(epoch)
+        self._proceed()
+
+    def _queue_epoch(self, epoch: int) -> None:
+        self._runs.append(
+            Run(
+                None,
+                epoch=epoch,
+                end_offset=self.end_offset,
+                last_append_time=self.last_append_time,
+                epoch_count=len(self._epochs.entries),
+            )
+        )
+        self._run = None
+
+    def _assign_epoch(self, epoch: int) -> None:
+        assert epoch > self.last_epoch, (epoch, self.last_epoch)
+        self._epochs.assign(epoch, self.end_offset)
+        self.last_epoch = epoch
+        self._epochs_unsaved = True
+        self._run = None  # so that the entry is on disk before the run that has its first batch
+
+    def _must_roll(self, segment: Segment, size: int, time: int) -> bool:
+        age = self.settings.segment_age
+        return size > self.settings.segment_size or (
+            age is not None and time - segment.first_append_time > age
+        )
+
+    def _roll(self) -> Segment:
+        """Plans a new segment at the log's end; its file is made by its first run."""
+        base = self.end_offset
+        segment = Segment(base, end=base, index=Index(base, self.settings.index_interval))
+        self._tail, self._tail_size = segment, 0
+        self._new_run(segment).create = True
+        return segment
+
+    def _new_run(self, segment: Segment) -> Run:
+        run = Run(
+            segment,
+            self._tail_size,
+            buffers=[],
+            end_offset=self.end_offset,
+            last_append_time=self.last_append_time,
+            epoch_count=len(self._epochs.entries),
+        )
+        self._runs.append(run)
+        self._run = run
+        return run
+
+    def _write_next(self) -> None:
+        """Sends the next run on its way, unless one is under way or something has to come first."""
+        if self._writing is not None or not self._runs or self.full or not self._may_change():
+            return
+        run = self._runs.popleft()
+        if run is self._run:
+            self._run = None
+        self._writing = run
+        segment = run.segment
+        flush: list[int] = []
+        if segment is not None and self.settings.fsync == "always":
+            flush = [base for base in self._unflushed if base != segment.base] + [segment.base]
+        epochs = None
+        if self._epochs_unsaved:
+            epochs = EpochTable(self._epochs.entries[: run.epoch_count]).encode()
+            self._epochs_unsaved = run.epoch_count < len(self._epochs.entries)
+        self._submit(
+            "write",
+            Write,
+            base=-1 if segment is None else segment.base,
+            position=run.position,
+            buffers=run.buffers,
+            create=run.create,
+            epochs=epochs,
+            flush=flush,
+            flush_folder=run.create or self._creations != self._creations_flushed,
+        )
+
+    def _may_change(self) -> bool:
+        """Whether the checkpoint on disk says already that the log is in use."""
+        if not self._marked and self._upkeep is None:
+            self._start_upkeep("mark")
+        return self._marked
+
+    def _wrote(self, completion: Completion) -> Event | None:
+        run, self._writing = self._writing, None
+        assert run is not None
+        if isinstance(completion.error, DiskFull):
+            return self._roll_back([run, *self._runs], completion.error)
+        if completion.error is not None:
+            return self._break(completion.error)
+        request: Write = completion.request  # type: ignore[assignment]
+        self._epoch_count = run.epoch_count
+        if run.segment is not None:
+            self._account(run, run.segment, request)
+        self._proceed()
+        return EpochBegun(run.epoch) if run.epoch >= 0 else None
+
+    def _account(self, run: Run, segment: Segment, request: Write) -> None:
+        """A run is in its file."""
+        assert segment.size == run.position
+        if run.create:
+            self._segments.append(segment)
+            self._creations += 1
+            self._checkpoint_due = True
+        segment.size += run.size
+        segment.end = self.written_offset = run.end_offset
+        if run.size:
+            segment.last_append_time = self._written_time = run.last_append_time
+            segment.max_timestamp = max(segment.max_timestamp, run.max_timestamp)
+        self.size += run.size
+        self.pending_bytes -= run.size
+        self.producers.settled = self.written_offset
+        self._bytes_since += run.size
+        self._batches_since += run.batches
+        if request.flush:
+            self._unflushed.clear()
+            self._unflushed_bytes = 0
+            self._creations_flushed = self._creations
+            self.flushed_offset = self.written_offset
+        else:
+            self._unflushed[segment.base] = segment.size
+            self._unflushed_bytes += run.size
+
+    def _roll_back(self, runs: list[Run], error: ZBrokerError) -> Event:
+        """None of these runs was kept, and they are all that is not written: the log is as it was before them."""
+        self.full = True
+        self._probed_at = self._now
+        self._runs.clear()
+        self.pending_bytes = 0
+        self.end_offset = self.written_offset
+        self.last_append_time = self._written_time
+        del self._epochs.entries[self._epoch_count :]
+        self.last_epoch = self._epochs.last_epoch
+        self._epochs_unsaved = True
+        self.producers.rollback(self.written_offset, self._written_time)
+        self._plan_from_written()
+        self._begin_again(runs)
+        return AppendFailed(self.written_offset, error)
+
+    def _begin_again(self, runs: list[Run]) -> None:
+        """Epochs that were promised are written once there is room."""
+        for run in runs:
+            if run.epoch >= 0:
+                if run.epoch > self.last_epoch:
+                    self._assign_epoch(run.epoch)
+                self._queue_epoch(run.epoch)
+
+    def _plan_from_written(self) -> None:
+        """The tail as planned is the tail as written."""
+        self._run = None
+        self._tail = self._segments[-1] if self._segments else None
+        if self._tail is not None:
+            assert self._tail.index is not None
+            self._tail_size = self._tail.size
+            self._tail.index.cut(self._tail_size, self._tail.max_timestamp)
+        else:
+            self._tail_size = 0
+
+    # Upkeep: flushes, checkpoints, the log start ---
+
+    def delete_before(self, token: Any, offset: int) -> None:
+        """Moves the log start offset; ends in `StartMoved` once that is on disk."""
+        if self.state != "open" or offset > self.written_offset:
+            self._refuse(
+                lambda error: StartMoved(token, self.start_offset, error),
+                InvalidRequest(f"the log ends at {self.written_offset}, before {offset}")
+                if self.state == "open"
+                else self._not_open(),
+            )
+            return
+        self._moves.append((token, offset))
+        self._proceed()
+
+    def retain(self, high_watermark: int, wall: int) -> None:
+        """Removes the segments that age or size gives up, and rolls the active one where it has to go by age.
+
+        Args:
+            high_watermark: nothing at or above it is removed.
+            wall: the time, ms since the epoch, to which append times are compared.
+        """
+        if self.state != "open" or self._moves or self._truncation is not None:
+            return
+        settings, start = self.settings, self.start_offset
+        excess = 0 if settings.retention_size is None else self.size - settings.retention_size
+        for segment in self._segments[:-1]:
+            excess -= segment.size
+            by_size = settings.retention_size is not None and excess >= 0
+            if segment.end > high_watermark or not (by_size or self._outlived(segment, wall)):
+                break
+            start = max(start, segment.end)
+        if start > self.start_offset:
+            self._moves.append((self, start))
+        self._roll_by_age(high_watermark, wall)
+        self._proceed()
+
+    def _outlived(self, segment: Segment, wall: int) -> bool:
+        kept = self.settings.retention
+        return kept is not None and wall - segment.last_append_time > kept
+
+    def _roll_by_age(self, high_watermark: int, wall: int) -> None:
+        active = self._segments[-1] if self._segments else None
+        if active is None or not active.size or self._runs or self._writing or self.full:
+            return
+        age = self.settings.segment_age
+        expired = self._outlived(active, wall) and active.end <= high_watermark
+        if expired or (age is not None and wall - active.first_append_time > age):
+            self._roll()
+
+    def alter(self, settings: LogSettings) -> None:
+        """New settings from now on; what `fsync: always` now asks for is flushed at once."""
+        assert settings.lane == self.settings.lane
+        self.settings = settings
+        self.producers.expiry = settings.producer_expiry
+        self._proceed()
+
+    def on_tick(self, now: int) -> None:
+        """Time has passed: flushes and checkpoints that are due, and a look whether a full disk has room.
+
+        Args:
+            now: monotonic, ms.
+        """
+        self._now = now
+        self._proceed()
+
+    def _proceed(self) -> None:
+        """Starts whatever can go on: writes first, then upkeep, then what needs the log to be still."""
+        if self.state not in ("open", "closing"):
+            return
+        self._write_next()
+        if self._upkeep is not None:
+            return
+        still = self._writing is None and (not self._runs or self.full)
+        if self._truncation is not None:
+            if still:
+                self._start_truncation(*self._truncation)
+        elif self._moves:
+            self._start_upkeep("move")
+        elif self.state == "closing":
+            if still and self._marked:
+                self._start_upkeep("close")
+            elif still:  # the checkpoint on disk says it all
+                self._upkeep = self._submit("write", Refuse, event=Closed())
+        elif self.full:
+            if self._now - self._probed_at >= PROBE_INTERVAL_MS:
+                self._probed_at = self._now
+                self._upkeep = self._submit("flush", Probe)
+        elif self._is_checkpoint_due():
+            self._start_upkeep("checkpoint")
+        elif self._is_flush_due():
+            self._start_upkeep("flush")
+
+    def _is_checkpoint_due(self) -> bool:
+        if not self._bytes_since and not self._checkpoint_due:
+            self._checkpoint_at = self._now
+            return False
+        if (
+            self._checkpoint_due
+            or self._bytes_since >= CHECKPOINT_BYTES
+            or self._batches_since >= CHECKPOINT_BATCHES
+        ):
+            return True
+        if self.settings.fsync == "never":
+            return False
+        waited = self._now - self._checkpoint_at
+        interval = self.settings.checkpoint_interval
+        much = self._bytes_since >= CHECKPOINT_SOON_BYTES
+        return waited >= (interval if much else interval * PATIENCE)
+
+    def _is_flush_due(self) -> bool:
+        if not self._unflushed:
+            self._flushed_at = self._now
+            return False
+        if self._unflushed_bytes >= UNFLUSHED_MAX:
+            return True
+        if self.settings.fsync == "always":
+            return self._writing is None
+        due = self._now - self._flushed_at >= self.settings.fsync_interval
+        return self.settings.fsync == "interval" and due
+
+    def _start_upkeep(self, purpose: Purpose) -> None:
+        """One upkeep request, of all that is written now."""
+        request = Upkeep(
+            owner=self.folder,
+            lane=self._lane("flush"),
+            purpose=purpose,
+            offset=self.written_offset,
+            flush=list(self._unflushed.items()),
+            flush_folder=self._creations != self._creations_flushed,
+            creations=self._creations,
+        )
+        self._flushed_at = self._now
+        self._unflushed_bytes = 0
+        if purpose != "flush":
+            self._add_checkpoint(request)
+        self._upkeep = request
+        self._storage.submit(request)
+
+    def _add_checkpoint(self, request: Upkeep) -> None:
+        start = self.start_offset
+        if request.purpose == "move":
+            start = max(start, min(self._moves[0][1], self.written_offset))
+            request.segments = [s.base for s in self._segments[:-1] if s.end <= start]
+            self._going_below = start
+        rows = [segment for segment in self._segments if segment.base not in request.segments]
+        changes = self.producers.changes
+        if changes == self._snapshot_changes:
+            at = self._snapshot
+        else:
+            snapshot = self.producers.snapshot(self.written_offset, self._written_time)
+            at = self.written_offset if snapshot.producers else -1
+            request.snapshot = snapshot if snapshot.producers else None
+        request.changes = changes if self.written_offset == self.end_offset else -1
+        request.snapshots = self._obsolete_snapshots(rows, at)
+        request.indexes = [self._written_index(s) for s in rows if s.index and s.indexed < s.size]
+        if request.purpose == "close" and self._epochs_unsaved:
+            request.epochs = self._epochs.encode()
+        request.checkpoint = Checkpoint(
+            request.purpose == "close",
+            start,
+            self.written_offset,
+            self._written_time,
+            at,
+            [SegmentRow(s.base, s.size, s.last_append_time, s.max_timestamp) for s in rows],
+            [(first, behind) for first, behind in self.damaged if behind > start],
+        )
+        self._bytes_since = self._batches_since = 0
+        self._checkpoint_due = False
+        self._checkpoint_at = self._now
+
+    def _written_index(self, segment: Segment) -> Index:
+        assert segment.index is not None
+        index = segment.index.copy()
+        index.cut(segment.size, segment.max_timestamp)
+        return index
+
+    def _obsolete_snapshots(self, segments: list[Segment], newest: int) -> list[int]:
+        """All but the first of each segment, which a truncation starts from, and the two newest."""
+        bases = [segment.base for segment in segments]
+        kept = {newest, *self._snapshots[-2:]}
+        seen = set()
+        for offset in self._snapshots:
+            home = bisect_right(bases, offset)
+            if home and home not in seen:
+                seen.add(home)
+                kept.add(offset)
+        return [offset for offset in self._snapshots if offset not in kept]
+
+    def _kept_up(self, completion: Completion) -> Event | None:
+        request: Upkeep = completion.request  # type: ignore[assignment]
+        self._upkeep = None
+        if completion.error is not None:
+            return self._break(completion.error)
+        self.flushed_offset = max(self.flushed_offset, request.offset)
+        self._creations_flushed = max(self._creations_flushed, request.creations)
+        for base, size in request.flush:
+            if self._unflushed.get(base) == size:
+                del self._unflushed[base]
+        saved: bool = completion.result
+        if saved:
+            self._saved(request)
+        event: Event | None = None
+        if request.purpose == "move":
+            event = self._start_moved(request, saved)
+        elif request.purpose == "close":
+            self._move("closed")
+            return Closed(clean=saved)
+        if request.purpose == "mark" and not saved:
+            return self._roll_back(list(self._runs), DiskFull("the disk is full"))
+        self._proceed()
+        return event
+
+    def _saved(self, request: Upkeep) -> None:
+        checkpoint = request.checkpoint
+        assert checkpoint is not None
+        self._marked = True
+        self._snapshot, self._snapshot_changes = checkpoint.snapshot, request.changes
+        if request.snapshot is not None and request.snapshot.offset not in self._snapshots:
+            self._snapshots.append(request.snapshot.offset)
+        gone = set(request.snapshots)
+        self._snapshots = [offset for offset in self._snapshots if offset not in gone]
+        covered = {index.base: index.covered for index in request.indexes}
+        for segment in self._segments:
+            segment.indexed = covered.get(segment.base, segment.indexed)
+
+    def _start_moved(self, request: Upkeep, saved: bool) -> Event | None:
+        token, _ = self._moves.popleft()
+        assert request.checkpoint is not None
+        error = None
+        if saved:
+            gone = set(request.segments)
+            self.start_offset = request.checkpoint.start
+            self.size -= sum(s.size for s in self._segments if s.base in gone)
+            self._segments = [s for s in self._segments if s.base not in gone]
+            self.damaged = [pair for pair in self.damaged if pair[1] > self.start_offset]
+            self._loaded = {base: s for base, s in self._loaded.items() if base not in gone}
+        else:
+            error = DiskFull("the disk is full, and the log start offset could not be saved")
+        self._going_below = self.start_offset
+        return None if token is self else StartMoved(token, self.start_offset, error)
+
+    def _probed(self, completion: Completion) -> Event | None:
+        self._upkeep = None
+        if completion.error is not None:
+            return self._break(completion.error)
+        if completion.result:
+            self.full = False
+        self._proceed()
+        return None
+
+    # Truncation ---
+
+    def truncate(self, token: Any, offset: int) -> None:
+        """Discards all batches that reach beyond an offset, and the epochs that begin at it or later.
+
+        Ends in `Truncated` once that is on disk; nothing may be appended until then.
+        """
+        assert self.state == "open", self.state
+        assert self._truncation is None, "a truncation is under way"
+        assert offset >= self.start_offset, (offset, self.start_offset)
+        self._truncation = (token, offset)
+        self._generation += 1
+        self._cut_at = min(offset, self.written_offset)
+        self._proceed()
+
+    def _start_truncation(self, token: Any, offset: int) -> None:
+        rows = [
+            SegmentRow(s.base, s.size, s.last_append_time, s.max_timestamp) for s in self._segments
+        ]
+        checkpoint = Checkpoint(
+            False,
+            self.start_offset,
+            self.written_offset,
+            self._written_time,
+            -1,
+            rows,
+            self.damaged,
+        )
+        segments = [
+            Segment(s.base, s.size, s.end, s.first_append_time, s.last_append_time, s.max_timestamp)
+            for s in self._segments
+        ]
+        self._upkeep = self._submit(
+            "write",
+            Truncate,
+            token=token,
+            offset=min(offset, self.written_offset),
+            flush=list(self._unflushed),
+            checkpoint=checkpoint,
+            segments=segments,
+            snapshots=list(self._snapshots),
+            entries=list(self._epochs.entries),
+            settings=self.settings,
+        )
+
+    def _truncated(self, completion: Completion) -> Event:
+        request: Truncate = completion.request  # type: ignore[assignment]
+        self._upkeep = self._truncation = None
+        if isinstance(completion.error, DiskFull):
+            self._proceed()
+            return Truncated(request.token, self.end_offset, completion.error)
+        if completion.error is not None:
+            return self._break(completion.error)
+        cut: Cut = completion.result
+        self._segments, self._epochs, self.producers = cut.segments, cut.epochs, cut.producers
+        self.end_offset = self.written_offset = self.flushed_offset = cut.end
+        self.last_append_time = self._written_time = cut.last_append_time
+        self.last_epoch = self._epochs.last_epoch
+        self._epoch_count = len(self._epochs.entries)
+        self._epochs_unsaved = not cut.epochs_saved
+        self._snapshots, self._snapshot_changes = cut.snapshots, -1
+        self._marked = True
+        self._unflushed.clear()
+        self._unflushed_bytes = 0
+        self._creations_flushed = self._creations
+        self.size = sum(segment.size for segment in self._segments)
+        self.damaged = merge([(first, min(behind, cut.end)) for first, behind in self.damaged])
+        self._places.clear()
+        self._loaded.clear()
+        self._plan_from_written()
+        waiting = list(self._runs)
+        self._runs.clear()
+        self._begin_again(waiting)
+        self._proceed()
+        return Truncated(request.token, cut.end)
+
+    # Reading ---
+
+    def read(self, token: Any, offset: int, max_bytes: int, limit: int) -> None:
+        """Reads whole, verified batches from the one that holds an offset on; ends in `ReadDone`.
+
+        Args:
+            offset: the first that is wanted; the chunk may begin before it.
+            max_bytes: the chunk's size, but for the first batch, which comes however large it is.
+            limit: nothing that reaches beyond it is served: the high watermark.
+        """
+        refusal = self._refusal(offset)
+        limit = min(limit, self.written_offset)
+        place = None
+        if refusal is None and offset < limit:
+            place = self._place(offset)
+        self._submit(
+            "read",
+            Read,
+            token=token,
+            place=place,
+            offset=offset,
+            limit=limit,
+            max_bytes=max_bytes,
+            interval=self.settings.index_interval,
+            generation=self._generation,
+            refusal=refusal,
+        )
+
+    def _refusal(self, offset: int) -> ZBrokerError | None:
+        if self.state not in ("open", "closing"):
+            return self._not_open()
+        if not self.start_offset <= offset <= self.end_offset:
+            return self._out_of_range(offset)
+        for first, behind in self.damaged:
+            if first <= offset < behind:
+                return damaged(first, behind)
+        return None
+
+    def _place(self, offset: int) -> Place:
+        at = bisect_right(self._segments, offset, key=_base) - 1
+        segment = self._segments[max(at, 0)]
+        base, position = self._places.pop(offset, (-1, -1))
+        if base != segment.base:
+            position = -1
+            if segment.index is not None:
+                position = segment.index.find(offset)
+        return Place(segment.base, segment.size, segment.end, position)
+
+    def _read_done(self, completion: Completion) -> Event:
+        request: Read = completion.request  # type: ignore[assignment]
+        span: Span | None = completion.result
+        behind = request.offset if span is None else span.next
+        error = self._reading_error(completion.error, request.offset, behind, request.generation)
+        if isinstance(error, DataDamaged):
+            first, last = error.details["first"], error.details["next"]
+            self.damaged = merge([*self.damaged, (first, last)])
+        if error is not None or span is None:
+            return ReadDone(request.token, request.offset, request.offset, b"", error)
+        assert request.place is not None or not span.chunk
+        if request.place is not None and request.generation == self._generation:
+            self._remember(request.place.base, span)
+        return ReadDone(request.token, span.base, span.next, span.chunk)
+
+    def _reading_error(
+        self, error: OSError | ZBrokerError | None, offset: int, behind: int, generation: int
+    ) -> ZBrokerError | None:
+        """What an error means, given what has happened to the log since the read was asked for."""
+        if generation != self._generation and (error is not None or behind > self._cut_at):
+            return NotReady("the log was truncated while it was read; read it again")
+        if error is None:
+            return None
+        if offset < max(self.start_offset, self._going_below):
+            return self._out_of_range(offset)
+        if isinstance(error, ZBrokerError):
+            return error
+        at = bisect_right(self._segments, offset, key=_base) - 1
+        if isinstance(error, FileNotFoundError) and at >= 0:
+            return damaged(self._segments[at].base, self._segments[at].end)
+        return StorageFailed(f"reading offset {offset} failed: {error}", outcome_unknown=False)
+
+    def _remember(self, base: int, span: Span) -> None:
+        """Keeps where the next read will probably begin, and an index that was loaded."""
+        if span.position >= 0:
+            self._places[span.next] = (base, span.position)
+            if len(self._places) > PLACES_REMEMBERED:
+                del self._places[next(iter(self._places))]
+        if span.index is None:
+            return
+        at = bisect_right(self._segments, base, key=_base) - 1
+        if at < 0 or at == len(self._segments) - 1 or self._segments[at].base != base:
+            return
+        segment = self._segments[at]
+        segment.index, segment.indexed = span.index, segment.size
+        self._loaded[base] = segment
+        if len(self._loaded) > INDEXES_LOADED:
+            oldest = next(iter(self._loaded))
+            self._loaded.pop(oldest).index = None
+
+    def find_time(self, token: Any, timestamp: int, limit: int) -> None:
+        """Looks for the first record with a timestamp at or after the one asked for; ends in `Found`.
+
+        Args:
+            timestamp: ms since the epoch.
+            limit: where to stop: the high watermark.
+        """
+        if self.state not in ("open", "closing"):
+            self._refuse(lambda error: Found(token, -1, -1, error), self._not_open())
+            return
+        limit = min(limit, self.written_offset)
+        places = [
+            Place(s.base, s.size, s.end, -1 if s.index is None else s.index.find_time(timestamp))
+            for s in self._segments
+            if s.end > self.start_offset and s.base < limit and s.max_timestamp >= timestamp
+        ]
+        self._submit(
+            "read",
+            FindTime,
+            token=token,
+            places=places,
+            start=self.start_offset,
+            limit=limit,
+            timestamp=timestamp,
+            interval=self.settings.index_interval,
+            generation=self._generation,
+        )
+
+    def _found(self, completion: Completion) -> Event:
+        request: FindTime = completion.request  # type: ignore[assignment]
+        offset, timestamp = completion.result or (request.limit, -1)
+        error = self._reading_error(
+            completion.error, request.start, min(offset + 1, request.limit), request.generation
+        )
+        if error is not None:
+            return Found(request.token, request.limit, -1, error)
+        return Found(request.token, max(offset, self.start_offset), timestamp)
+
+    # Epochs ---
+
+    def epoch_at(self, offset: int) -> int:
+        """The leader epoch of the record at an offset, -1 where there is none."""
+        return self._epochs.epoch_at(offset) if 0 <= offset < self.end_offset else -1
+
+    def end_of_epoch(self, epoch: int) -> tuple[int, int]:
+        """The largest epoch at or below one, and the offset at which it ends (KIP-101, KIP-320)."""
+        return self._epochs.end_of(epoch, self.end_offset)
+
+    # Completions ---
+
+    def on_event(self, completion: Completion, now: int) -> Event | None:
+        """A request of this log is done; whatever comes of it, look at the offsets afterwards.
+
+        Args:
+            now: monotonic, ms.
+        """
+        self._now = max(self._now, now)
+        request = completion.request
+        if isinstance(request, Read):
+            return self._read_done(completion)
+        if isinstance(request, FindTime):
+            return self._found(completion)
+        if isinstance(request, Refuse):
+            return self._refused(request)
+        if self.state in ("closed", "failed"):
+            return None
+        if isinstance(request, Write):
+            return self._wrote(completion)
+        if isinstance(request, Upkeep):
+            return self._kept_up(completion)
+        if isinstance(request, Truncate):
+            return self._truncated(completion)
+        if isinstance(request, Probe):
+            return self._probed(completion)
+        assert isinstance(request, Recover), request
+        return self._opened(completion)
+
+    def _refused(self, request: Refuse) -> Event:
+        event: Event = request.event
+        if isinstance(event, Closed) and self.state in ("closing", "failed"):
+            self._move("closed")
+        return event
+
+    # Helpers ---
+
+    def _move(self, state: State) -> None:
+        assert state in TRANSITIONS[self.state], f"{self.state} → {state}"
+        self.state = state
+
+    def _break(self, error: OSError | ZBrokerError) -> Event:
+        """The end of it: after an I/O error nothing is appended any more (K:bf55afecdab)."""
+        self._move("failed")
+        self._runs.clear()
+        self._run = None
+        if isinstance(error, OSError):
+            error = StorageFailed(f"the log in {self.folder} failed: {error}")
+        return Broken(error)
+
+    def _lane(self, lane: Lane) -> Lane:
+        return "metadata" if self.settings.lane == "metadata" else lane
+
+    def _submit(self, lane: Lane, kind: type[Request], **fields: Any) -> Request:
+        request = kind(owner=self.folder, lane=self._lane(lane), **fields)
+        self._storage.submit(request)
+        return request
+
+    def _refuse(self, event: Any, error: ZBrokerError) -> None:
+        self._submit("read", Refuse, event=event(error))
+
+    def _not_open(self) -> ZBrokerError:
+        if self.state == "failed":
+            return StorageFailed("the disk failed, and the log is not used any more")
+        return NotReady(f"the log is {self.state}")
+
+    def _out_of_range(self, offset: int) -> OffsetOutOfRange:
+        return OffsetOutOfRange(
+            f"offset {offset} is not in the log, which has {self.start_offset} to {self.end_offset}",
+            start=self.start_offset, end=self.end_offset,
+        )  # fmt: skip
+
+
+def _base(segment: Segment) -> int:
+    return segment.base

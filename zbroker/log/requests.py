@@ -1,0 +1,360 @@
+"""The file work of each operation that changes a log: append, flush, checkpoint, truncation, removal, recovery.
+
+Owns the order of the steps on which durability hangs; each request says why its order is as it is. Decides nothing
+beyond that: what to write where was decided by `Log` when it made the request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal
+
+import msgspec
+
+from zbroker.errors import DiskFull, ZBrokerError
+from zbroker.log import envelope, names
+from zbroker.log.checkpoint import Checkpoint
+from zbroker.log.epochs import EpochTable
+from zbroker.log.index import Index
+from zbroker.log.producers import ProducerTable, Snapshot
+from zbroker.log.recovery import UNSAVED, State, build_index, rebuild_producers, recover
+from zbroker.log.segment import Bounds, Gap, Segment, scan
+from zbroker.log.settings import LogSettings
+from zbroker.log.storage import Files, Request, Storage
+from zbroker.protocol.batch import Buffer
+
+PROBE_SIZE = 1 << 20
+
+Purpose = Literal["flush", "checkpoint", "mark", "move", "close"]
+"""Why the log asked for upkeep: to flush; to bound what a restart scans; to say on disk that it is in use, before
+the first change; to move the log start; to close."""
+
+
+class Recover(Request):
+    """Opens the folder (`recovery`)."""
+
+    settings: LogSettings
+
+    def run(self, files: Files) -> State:
+        """The log as found and mended."""
+        return recover(files, self.owner, self.settings)
+
+
+class Write(Request):
+    """One run of appended batches to one segment, with a new epoch's entry before them.
+
+    The entry is on disk before a batch of its epoch can be. Where the run counts as flushed, sealed files come
+    first, so that nothing in a new segment counts while the one before it may still lose its tail.
+
+    Attributes:
+        base: the segment's base offset, -1 where there is only an epoch to record.
+        create: the segment's file is new.
+        epochs: the epoch table's bytes, where it changed.
+        flush: base offsets of the segments to flush, in order, this one last; empty: flushed later.
+        flush_folder: whether names in the folder are not on disk yet.
+    """
+
+    base: int
+    position: int
+    buffers: list[Buffer]
+    create: bool
+    epochs: bytes | None
+    flush: list[int]
+    flush_folder: bool
+
+    def run(self, files: Files) -> None:
+        """All or nothing: after a full disk the file is back where it was."""
+        if self.epochs is not None:
+            save(files, self.owner, names.EPOCHS, self.epochs)
+        if self.base < 0:
+            return
+        path = names.path(self.owner, self.base, names.LOG)
+        for base in self.flush[:-1]:
+            envelope.flush(files, self.owner, names.path(self.owner, base, names.LOG))
+        try:
+            files.write(path, self.position, self.buffers)
+        except OSError as error:
+            raise self._undo(files, path, error) from error
+        if self.flush:
+            envelope.flush(files, self.owner, path)
+            if self.flush_folder:
+                envelope.flush_folder(files, self.owner)
+
+    def _undo(self, files: Files, path: str, error: OSError) -> ZBrokerError:
+        """Takes back what a full disk left of the run, durably: a batch that failed must not come back."""
+        if error.errno not in envelope.FULL:
+            return envelope.failed(files, self.owner, f"writing {path}", error)
+        try:
+            if self.create:
+                with contextlib.suppress(FileNotFoundError):
+                    files.remove(path)
+                files.flush_folder(self.owner)
+            else:
+                files.truncate(path, self.position)
+                files.flush(path)
+        except OSError as second:
+            return envelope.failed(files, self.owner, f"taking back a write to {path}", second)
+        return full(path, error)
+
+
+class Upkeep(Request):
+    """Flushes segments; then, where asked, saves a checkpoint that relies on it; then removes what that gave up.
+
+    A checkpoint never says more than the flushes before it made true, and a segment goes only once the log start
+    behind it is on disk. On a full disk the indexes of segments that go make room for the checkpoint.
+
+    Attributes:
+        purpose: why, which is the log's business.
+        offset: all below it is on disk once this is done.
+        flush: (base offset, size at submission) of the segments that are not flushed yet.
+        flush_folder: whether names in the folder are not on disk yet; `creations` counts which.
+        checkpoint: None for a flush alone.
+        snapshot: producers' state at the checkpoint's offset, None where the last one still says it.
+        indexes: indexes to save; they are not waited for, since they can be rebuilt.
+        epochs: the epoch table's bytes where it was never saved.
+        segments: base offsets of the segments to remove.
+        snapshots: offsets of the producer snapshots to remove.
+    """
+
+    purpose: Purpose
+    offset: int
+    flush: list[tuple[int, int]]
+    flush_folder: bool
+    creations: int
+    changes: int = -1
+    checkpoint: Checkpoint | None = None
+    snapshot: Snapshot | None = None
+    indexes: list[Index] = msgspec.field(default_factory=list)
+    epochs: bytes | None = None
+    segments: list[int] = msgspec.field(default_factory=list)
+    snapshots: list[int] = msgspec.field(default_factory=list)
+
+    def run(self, files: Files) -> bool:
+        """Whether the checkpoint is saved; a full disk leaves the old one, and removes nothing that counts."""
+        for base, _ in self.flush:
+            envelope.flush(files, self.owner, names.path(self.owner, base, names.LOG))
+        if self.flush_folder:
+            envelope.flush_folder(files, self.owner)
+        if self.checkpoint is None:
+            return False
+        for base in self.segments:
+            _remove(files, names.path(self.owner, base, names.INDEX))
+        try:
+            self._save(files, self.checkpoint)
+        except DiskFull:
+            return False
+        for base in self.segments:
+            _remove(files, names.path(self.owner, base, names.LOG))
+        for offset in self.snapshots:
+            _remove(files, names.path(self.owner, offset, names.PRODUCERS))
+        return True
+
+    def _save(self, files: Files, checkpoint: Checkpoint) -> None:
+        if self.epochs is not None:
+            save(files, self.owner, names.EPOCHS, self.epochs)
+        if self.snapshot is not None:
+            name = f"{self.snapshot.offset:020d}{names.PRODUCERS}"
+            save(files, self.owner, name, self.snapshot.encode())
+        for index in self.indexes:
+            name = f"{index.base:020d}{names.INDEX}"
+            with contextlib.suppress(OSError):
+                envelope.save(files, self.owner, name, index.encode(), durable=False)
+        save_checkpoint(files, self.owner, checkpoint)
+
+
+class Cut(msgspec.Struct):
+    """The log after a truncation: what `Log` takes over."""
+
+    end: int
+    segments: list[Segment]
+    epochs: EpochTable
+    epochs_saved: bool
+    producers: ProducerTable
+    last_append_time: int
+    snapshots: list[int]
+
+
+class Truncate(Request):
+    """Discards all from an offset on.
+
+    The order: a checkpoint that promises nothing from there on, and snapshots and indexes that know of it gone;
+    then the files; then the epochs. After a crash in between, recovery finds a whole log, longer or shorter.
+
+    Attributes:
+        checkpoint: as of now, with what is in `flush` flushed; the request moves it back.
+        segments: copies, whose sizes are what is written.
+        flush: base offsets of the segments that are not flushed yet.
+    """
+
+    token: Any
+    offset: int
+    flush: list[int]
+    checkpoint: Checkpoint
+    segments: list[Segment]
+    snapshots: list[int]
+    entries: list[tuple[int, int]]
+    settings: LogSettings
+
+    def run(self, files: Files) -> Cut:
+        """The state from which the log goes on.
+
+        Raises:
+            DiskFull: there was no room for the checkpoint; nothing has been discarded.
+        """
+        kept, position, end, time = self._find(files)
+        for base in self.flush:
+            if base <= end:
+                envelope.flush(files, self.owner, names.path(self.owner, base, names.LOG))
+        self._step_back(files, kept, position, end, time)
+        for segment in self.segments[len(kept) :]:
+            _remove(files, names.path(self.owner, segment.base, names.LOG))
+        if kept:
+            self._cut_last(files, kept[-1], position, end, time)
+        envelope.flush_folder(files, self.owner)
+        table = EpochTable(self.entries)
+        table.truncate(end)
+        saved = True
+        try:
+            envelope.save(files, self.owner, names.EPOCHS, table.encode())
+        except OSError as error:
+            if error.errno not in envelope.FULL:
+                raise
+            saved = False
+        snapshots = [offset for offset in self.snapshots if offset <= end]
+        producers, _ = rebuild_producers(
+            files, self.owner, kept, snapshots, end, self.settings.producer_expiry
+        )
+        producers.time = time
+        return Cut(end, kept, table, saved, producers, time, snapshots)
+
+    def _find(self, files: Files) -> tuple[list[Segment], int, int, int]:
+        """The segments that stay, the position and offset at which the last one then ends, its append time."""
+        kept = [segment for segment in self.segments if segment.base <= self.offset]
+        if not kept:
+            return [], 0, self.offset, -1
+        last = kept[-1]
+        time = kept[-2].last_append_time if len(kept) > 1 else -1
+        position, end = 0, last.base
+        path = names.path(self.owner, last.base, names.LOG)
+        for found in scan(files, path, 0, last.size, Bounds(last.base), payloads=False):
+            if isinstance(found, Gap):
+                continue
+            header = found[1]
+            if header.next_offset > self.offset:
+                break
+            position, end, time = found[0] + header.size, header.next_offset, header.append_time
+        return kept, position, end, time
+
+    def _step_back(
+        self, files: Files, kept: list[Segment], position: int, end: int, time: int
+    ) -> None:
+        checkpoint = self.checkpoint
+        if checkpoint.offset > end:
+            rows = checkpoint.segments[: len(kept)]
+            if rows:
+                rows[-1].size, rows[-1].last_append_time = position, time
+            checkpoint.offset, checkpoint.last_append_time = end, time
+            checkpoint.segments = rows
+        checkpoint.clean = False
+        checkpoint.snapshot = UNSAVED
+        save_checkpoint(files, self.owner, checkpoint)
+        for offset in self.snapshots:
+            if offset > end:
+                _remove(files, names.path(self.owner, offset, names.PRODUCERS))
+        for segment in self.segments[max(len(kept) - 1, 0) :]:
+            _remove(files, names.path(self.owner, segment.base, names.INDEX))
+        envelope.flush_folder(files, self.owner)
+
+    def _cut_last(self, files: Files, segment: Segment, position: int, end: int, time: int) -> None:
+        path = names.path(self.owner, segment.base, names.LOG)
+        if segment.size > position:
+            files.truncate(path, position)
+        envelope.flush(files, self.owner, path)
+        segment.size, segment.end, segment.last_append_time = position, end, time
+        interval = self.settings.index_interval
+        segment.index = build_index(files, self.owner, segment.base, position, interval)
+        segment.max_timestamp = segment.index.max_timestamp
+
+
+class Probe(Request):
+    """Whether the disk has room again: a small file is written and removed."""
+
+    def run(self, files: Files) -> bool:
+        """True where there was room."""
+        path = f"{self.owner}/{names.PROBE}"
+        try:
+            files.write(path, 0, [bytes(PROBE_SIZE)])
+        except OSError as error:
+            if error.errno not in envelope.FULL:
+                raise
+            return False
+        finally:
+            _remove(files, path)
+        return True
+
+
+class Refuse(Request):
+    """Nothing to do, or an error that is known beforehand: it comes back as any other completion does."""
+
+    event: Any
+    error: ZBrokerError | None = None
+
+    def run(self, files: Files) -> None:  # noqa: ARG002
+        """Raises the error if there is one."""
+        if self.error is not None:
+            raise self.error
+
+
+class DeleteFolder(Request):
+    """Removes a partition's folder, for an applied deletion of its topic.
+
+    It is renamed first, so that what a crash leaves is not taken for a partition.
+    """
+
+    def run(self, files: Files) -> None:
+        """Does nothing where the folder is gone already."""
+        aside = self.owner + names.DELETED
+        files.remove_folder(aside)
+        try:
+            files.rename(self.owner, aside)
+        except FileNotFoundError:
+            return
+        files.flush_folder(names.parent(self.owner))
+        files.remove_folder(aside)
+
+
+def delete_folder(storage: Storage, folder: str) -> None:
+    """Deletes a closed log with all its files; the completion goes to the folder's name."""
+    storage.submit(DeleteFolder(owner=folder, lane="flush"))
+
+
+def save(files: Files, folder: str, name: str, data: bytes) -> None:
+    """`envelope.save` whose errors are the log's: `DiskFull`, with nothing changed, or `StorageFailed`."""
+    try:
+        envelope.save(files, folder, name, data)
+    except OSError as error:
+        if error.errno in envelope.FULL:
+            raise full(folder, error) from error
+        raise envelope.failed(files, folder, f"saving {folder}/{name}", error) from error
+
+
+def save_checkpoint(files: Files, folder: str, checkpoint: Checkpoint) -> None:
+    """Saves a checkpoint under the same rule."""
+    try:
+        checkpoint.save(files, folder)
+    except OSError as error:
+        if error.errno in envelope.FULL:
+            raise full(folder, error) from error
+        raise envelope.failed(files, folder, "saving the checkpoint", error) from error
+
+
+def full(path: str, error: OSError) -> DiskFull:
+    """The error for a disk without room."""
+    return DiskFull(
+        f"the disk is full ({path}: {error.strerror}); free space or lower the retention"
+    )
+
+
+def _remove(files: Files, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        files.remove(path)
