@@ -1,0 +1,500 @@
+"""The producer's buffer: one open batch a partition, filled by the application, sealed for the client's thread.
+
+Owns the open batches, the budget in bytes and the waits for room. What stands between threads is here: a lock that is
+taken when a batch opens, is sealed or is finished, never for a record on the fast path (`Producer.send`). Never sends
+and never decides where a batch goes.
+
+Memory: a batch reserves `batch_bytes` when it opens, keeps what it really holds when it is sealed, and gives that
+back when it is finished. Who finds no room waits until a quarter of the buffer is free, or is refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import repeat
+from time import monotonic, time
+from typing import Any
+
+from zbroker.client.delivery import Batch, Delivery, OnDelivery
+from zbroker.client.guard import wait_event
+from zbroker.client.partitioner import crc32
+from zbroker.client.records import Headers
+from zbroker.errors import BufferFull, ClientClosed, MessageTooLarge, UnknownPartition, ZBrokerError
+
+RECORD_OVERHEAD = 16
+"""Bytes that a record is taken to need beside its key, value and headers."""
+PAYLOAD_OVERHEAD = 128
+"""Bytes of a batch's header and of the array around its records, rounded up."""
+
+UNASSIGNED = -1
+
+Columns = tuple[Iterable[bytes | None], Iterable[bytes | None], Iterable[Headers]]
+
+
+class LaneChanged(Exception):
+    """The topic's partitions are others than a place was reckoned with."""
+
+
+class Lane:
+    """The open batches of one topic. Until its partitions are known there is one, for all of them."""
+
+    __slots__ = ("assigned", "batches", "count", "record_max", "sticky", "topic", "turn")
+
+    def __init__(
+        self, topic: str, count: int, assigned: bool, record_max: int, closed: Batch
+    ) -> None:
+        self.topic = topic
+        self.count = count
+        self.assigned = assigned
+        self.record_max = record_max
+        self.batches = [closed] * count
+        self.sticky = closed
+        self.turn = 0
+
+
+class Accumulator:
+    """Batches between the application's threads and the client's."""
+
+    def __init__(
+        self,
+        *,
+        batch_bytes: int,
+        buffer_bytes: int,
+        linger: float,
+        delivery_timeout: float,
+        record_max: int,
+        first_partition: int = 0,
+    ) -> None:
+        self.lock = threading.Lock()
+        self.lanes: dict[str, Lane] = {}
+        self.closed: deque[Batch] = deque()
+        """Sealed batches, in order, for the client's thread."""
+        self.unfinished: dict[Batch, None] = {}
+        self.refusal: str | None = None
+        self.room = buffer_bytes
+        self.wake: Callable[[float], None] = lambda _by: None
+        """Makes the client's thread look, unless it wakes by itself before the monotonic time given."""
+        self.batch_bytes = batch_bytes
+        self.buffer_bytes = buffer_bytes
+        self.linger = linger
+        self._delivery_timeout = delivery_timeout
+        self._record_max = record_max
+        self._turn = first_partition
+        self._opened: dict[Batch, None] = {}
+        self._hurried = False
+        self._waiting_for_room: list[threading.Event | Callable[[], None]] = []
+        self._never = Batch(self, "", UNASSIGNED, limit=0, opened_at=0.0, wall=0.0)
+        self._never.closed = True
+        self._never.records = None
+
+    # Application threads ---
+
+    def append(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        partition: int | None,
+        timestamp: int | None,
+        headers: Headers,
+        on_delivery: OnDelivery | None,
+        *,
+        block: float | None,
+    ) -> Delivery:
+        """Puts a record into its batch: the way that knows every case.
+
+        Args:
+            block: seconds to wait for room, None for as long as it takes, 0 not to wait.
+
+        Raises:
+            BufferFull: there was no room in time.
+            MessageTooLarge, UnknownPartition, ClientClosed: as far as it can be known now.
+        """
+        size = record_size(value, key, headers)
+        give_up = None if block is None else monotonic() + block
+        while True:
+            with self.lock:
+                lane = self.lane(topic)
+                if size > lane.record_max:
+                    raise too_large(size, lane.record_max, topic)
+                place = self._place(lane, key, partition)
+                batch = lane.batches[place]
+                if not batch.closed and batch.size + size >= batch.limit and batch.records:
+                    self._seal(batch)
+                    self.wake(0.0)
+                    place = self._place(lane, key, partition)
+                    batch = lane.batches[place]
+                if batch.closed:
+                    opened = self._open(lane, place, size)
+                    if opened is not None:
+                        batch = opened
+                if not batch.closed:
+                    return self._put(
+                        batch, value, key, partition, timestamp, headers, on_delivery, size
+                    )
+            self.wait_for_room(give_up)
+
+    def put_slice(
+        self, topic: str, lane: Lane | None, place: int | None, records: Columns, size: int
+    ) -> tuple[Batch, int, int] | None:
+        """Puts records of one partition that fit into one batch, whole, without waiting.
+
+        Args:
+            lane: the lane for which `place` was reckoned; `place` None is any partition.
+            records: three iterables: keys, values, headers; the values end the others.
+            size: what the records are counted with.
+
+        Returns:
+            The batch, the index of the first record, and the timestamp delta; None when there is no room.
+
+        Raises:
+            LaneChanged: the topic's partitions have become known, or more.
+        """
+        with self.lock:
+            present = self.lane(topic)
+            if lane is not None and lane is not present:
+                raise LaneChanged
+            at = self._place(present, None, None) if place is None else place
+            batch = present.batches[at]
+            if not batch.closed and batch.size + size >= batch.limit and batch.records:
+                self._seal(batch)
+                self.wake(0.0)
+                at = self._place(present, None, None) if place is None else place
+                batch = present.batches[at]
+                if not batch.closed and batch.size + size >= batch.limit:
+                    self._seal(batch)
+            if batch.closed:
+                opened = self._open(present, at, size)
+                if opened is None:
+                    return None
+                batch = opened
+            return self._put_all(batch, records, size)
+
+    def _put_all(self, batch: Batch, records: Columns, size: int) -> tuple[Batch, int, int]:
+        wall = time()
+        if wall >= batch.tick:
+            batch.advance(wall)
+        delta = batch.delta
+        keys, values, headers = records
+        new = list(zip(repeat(delta), keys, values, headers, strict=False))
+        into = batch.records
+        index = len(into)
+        into.extend(new)
+        while into[index] is not new[0]:
+            index += 1
+        batch.size += size
+        return batch, index, delta
+
+    def settle(self, batch: Batch, records: list[Any], index: int, record: Any) -> int:
+        """After an append that met another thread: the record's index, or -1 when it came too late for its batch."""
+        while records[index] is not record:
+            index += 1
+        if not batch.closed:
+            return index
+        with self.lock:
+            return index if index < batch.count else -1
+
+    def hurry(self, batch: Batch) -> None:
+        """Somebody waits for the batch: it lingers no more."""
+        batch.urgent = True
+        self._hurried = True
+        self.wake(0.0)
+
+    def hurry_all(self) -> list[Batch]:
+        """Every batch that is not finished lingers no more."""
+        with self.lock:
+            for batch in self._opened:
+                batch.urgent = True
+            self._hurried = True
+            unfinished = list(self.unfinished)
+        self.wake(0.0)
+        return unfinished
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called on the client's thread when there is room again."""
+        with self.lock:
+            self._waiting_for_room.append(callback)
+        self.wake(0.0)
+
+    def lane(self, topic: str) -> Lane:
+        """The topic's open batches; the lock is held."""
+        if self.refusal is not None:
+            raise ClientClosed(self.refusal)
+        lane = self.lanes.get(topic)
+        if lane is None:
+            lane = Lane(topic, 1, False, self._record_max, self._never)
+            self.lanes[topic] = lane
+        return lane
+
+    def _place(self, lane: Lane, key: bytes | None, partition: int | None) -> int:
+        if not lane.assigned:
+            return 0
+        if partition is not None:
+            if partition >= lane.count:
+                raise UnknownPartition(
+                    f"topic {lane.topic!r} has partitions 0 to {lane.count - 1}, and no partition {partition}",
+                    topic=lane.topic, partition=partition,
+                )  # fmt: skip
+            return partition
+        if key is not None:
+            return crc32(key) % lane.count
+        if lane.sticky.closed:
+            self._turn += 1
+            lane.turn = self._turn % lane.count
+            lane.sticky = lane.batches[lane.turn]
+        return lane.turn
+
+    def _open(self, lane: Lane, place: int, size: int) -> Batch | None:
+        """A new open batch, or None when there is no room for it."""
+        limit = max(self.batch_bytes, size + 1)
+        if lane.record_max + 1 < limit:
+            limit = lane.record_max + 1
+        charge = min(limit, self.buffer_bytes)
+        if self.room < charge:
+            return None
+        self.room -= charge
+        batch = Batch(
+            self,
+            lane.topic,
+            place if lane.assigned else UNASSIGNED,
+            limit=limit,
+            opened_at=monotonic(),
+            wall=time(),
+        )
+        batch.charge = charge
+        batch.deadline = batch.opened_at + self._delivery_timeout
+        lane.batches[place] = batch
+        if place == lane.turn or not lane.assigned:
+            lane.sticky = batch
+        self._opened[batch] = None
+        self.unfinished[batch] = None
+        self.wake(batch.opened_at + self.linger)
+        return batch
+
+    def _put(
+        self,
+        batch: Batch,
+        value: bytes | None,
+        key: bytes | None,
+        partition: int | None,
+        timestamp: int | None,
+        headers: Headers,
+        on_delivery: OnDelivery | None,
+        size: int,
+    ) -> Delivery:
+        wall = time()
+        if wall >= batch.tick:
+            batch.advance(wall)
+        delta = batch.delta
+        if timestamp is not None:
+            delta = timestamp - batch.base_ms
+            batch.explicit = True
+        record = (delta, key, value, headers)
+        records = batch.records
+        index = len(records)
+        records.append(record)
+        while records[index] is not record:
+            index += 1
+        batch.size += size
+        if partition is not None and batch.partition == UNASSIGNED:
+            batch.targets = batch.targets or {}
+            batch.targets[index] = partition
+        if on_delivery is not None:
+            batch.callbacks = batch.callbacks or []
+            batch.callbacks.append((index, delta, on_delivery))
+        return Delivery(batch, index, delta)
+
+    def wait_for_room(self, give_up: float | None) -> None:
+        """Waits until there is room again, at most until the monotonic time `give_up` (`BufferFull`)."""
+        rest = None if give_up is None else max(0.0, give_up - monotonic())
+        event = threading.Event()
+        with self.lock:
+            if self.refusal is not None:
+                return
+            self._waiting_for_room.append(event)
+        self.wake(0.0)
+        try:
+            if wait_event(event, rest):
+                return
+        finally:
+            with self.lock:
+                if event in self._waiting_for_room:
+                    self._waiting_for_room.remove(event)
+        raise BufferFull(
+            f"{self.buffer_bytes} bytes wait to be sent and buffer_bytes allows no more; "
+            "send again later, or give the producer a larger buffer"
+        )
+
+    # The client's thread ---
+
+    def due(self, now: float, ready: Callable[[Batch], bool]) -> float | None:
+        """Seals what has lingered long enough and can go; answers when the next one will have."""
+        if not self._opened:
+            return None
+        wanted: float | None = None
+        with self.lock:
+            everything = bool(self._waiting_for_room) or self.refusal is not None
+            hurried, self._hurried = self._hurried or everything, False
+            for batch in list(self._opened):
+                due = batch.opened_at + self.linger
+                if batch.urgent or everything or due <= now:
+                    if now >= batch.deadline or ready(batch):
+                        self._seal(batch)
+                    elif batch.urgent:
+                        self._hurried = True
+                else:
+                    wanted = due if wanted is None else min(wanted, due)
+                    if not hurried:
+                        break
+        return wanted
+
+    def oldest_deadline(self) -> float | None:
+        """When the oldest open batch expires."""
+        first = next(iter(list(self._opened)), None)
+        return None if first is None else first.deadline
+
+    def assign(self, topic: str, count: int, record_max: int) -> Batch | None:
+        """The topic's partitions are known (or have become more): sends go straight to them from now on.
+
+        Returns:
+            The batch that was open while they were unknown, sealed, if it holds anything.
+        """
+        with self.lock:
+            old = self.lanes.get(topic)
+            if old is None:
+                return None
+            if old.assigned and old.count == count and old.record_max == record_max:
+                return None
+            lane = Lane(topic, count, True, record_max, self._never)
+            waiting = None
+            if old.assigned:
+                for place, batch in enumerate(old.batches[:count]):
+                    lane.batches[place] = batch
+                lane.turn = old.turn % count
+                lane.sticky = lane.batches[lane.turn]
+                for batch in old.batches[count:]:
+                    if not batch.closed:
+                        self._seal(batch)
+            else:
+                self._turn += 1
+                lane.turn = self._turn % count
+                waiting = old.batches[0]
+                if not waiting.closed:
+                    self._seal(waiting)
+            self.lanes[topic] = lane
+            return waiting
+
+    def unassign(self, topic: str) -> None:
+        """The topic is not there (any more): its partitions are unknown again."""
+        with self.lock:
+            old = self.lanes.pop(topic, None)
+            if old is not None:
+                for batch in old.batches:
+                    if not batch.closed:
+                        self._seal(batch)
+
+    def adopt(self, parent: Batch, children: list[Batch], where: list[tuple[Batch, int]]) -> None:
+        """A sealed batch's records went into other batches."""
+        with self.lock:
+            for child in children:
+                self.unfinished[child] = None
+            self.room += parent.charge - sum(child.charge for child in children)
+            parent.charge = 0
+            parent.where = where
+            parent.taken = None
+            self.unfinished.pop(parent, None)
+            event, waiters = parent.event, parent.waiters
+            parent.waiters = None
+        if event is not None:
+            event.set()
+        for waiter in waiters or ():
+            waiter()
+
+    def recharge(self, batch: Batch, size: int) -> None:
+        """What the batch really takes, now that it is encoded."""
+        with self.lock:
+            self.room += batch.charge - size
+            batch.charge = size
+
+    def finish(self, batches: Iterable[Batch]) -> None:
+        """Marks batches as finished, gives their room back and wakes who waits. Callbacks run elsewhere."""
+        waiters: list[Callable[[], None]] = []
+        with self.lock:
+            for batch in batches:
+                batch.done = True
+                batch.taken = None
+                batch.data = None
+                self.unfinished.pop(batch, None)
+                self.room += batch.charge
+                batch.charge = 0
+                if batch.event is not None:
+                    batch.event.set()
+                if batch.waiters:
+                    waiters += batch.waiters
+                    batch.waiters = None
+            if self._waiting_for_room and (
+                self.room >= self.buffer_bytes // 4 or not self.unfinished
+            ):
+                woken, self._waiting_for_room = self._waiting_for_room, []
+            else:
+                woken = []
+        for waiter in woken:
+            if isinstance(waiter, threading.Event):
+                waiter.set()
+            else:
+                waiter()
+        for callback in waiters:
+            callback()
+
+    def refuse(self, reason: str) -> None:
+        """Nothing is taken any more."""
+        with self.lock:
+            self.refusal = reason
+            self.lanes.clear()
+            waiting, self._waiting_for_room = self._waiting_for_room, []
+        for waiter in waiting:
+            if isinstance(waiter, threading.Event):
+                waiter.set()
+            else:
+                waiter()
+        self.wake(0.0)
+
+    def _seal(self, batch: Batch) -> None:
+        """Fixes what a batch holds. The lock is held."""
+        batch.closed = True
+        taken = batch.records[:]
+        batch.count = len(taken)
+        batch.taken = taken
+        batch.records = None
+        self._opened.pop(batch, None)
+        charge = min(batch.charge, batch.size) if taken else 0
+        self.room += batch.charge - charge
+        batch.charge = charge
+        if taken:
+            self.closed.append(batch)
+        else:
+            self.unfinished.pop(batch, None)
+            batch.done = True
+
+
+def record_size(value: bytes | None, key: bytes | None, headers: Headers) -> int:
+    """Bytes that a record is counted with."""
+    size = RECORD_OVERHEAD
+    if value is not None:
+        size += len(value)
+    if key is not None:
+        size += len(key)
+    for name, content in headers:
+        size += len(name) + 8 + (0 if content is None else len(content))
+    return size
+
+
+def too_large(size: int, limit: int, topic: str) -> ZBrokerError:
+    """The error of a record that no batch can hold."""
+    return MessageTooLarge(
+        f"the record needs {size} bytes, more than the {limit} that topic {topic!r} takes (max_batch)",
+        size=size,
+        limit=limit,
+    )

@@ -1,0 +1,116 @@
+"""What clients hand to applications: records, where they are, and what the cluster looks like.
+
+Plain values, all of which pickle and compare. Times are integers in milliseconds since the epoch, sizes are bytes.
+Never holds a reference to a client.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class TopicPartition(NamedTuple):
+    """A partition of a topic; equal to the plain tuple `(topic, partition)`."""
+
+    topic: str
+    partition: int
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """One record as a consumer gets it.
+
+    `key` and `value` are bytes or None (or what the deserializers made of them); a `value` of None is a tombstone.
+    `headers` is an ordered tuple of (name, bytes or None), names may repeat.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: Any
+    value: Any
+    headers: Headers
+
+
+class RecordMetadata(msgspec.Struct, frozen=True, gc=False):
+    """Where a record is.
+
+    `offset` is -1 with `acks="none"`. `durability` is `"flushed"` (on disk, through fsync), `"written"` (in the
+    operating system's cache) or `"none"` (handed to the socket).
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    durability: str
+
+
+class NodeDescription(msgspec.Struct, frozen=True):
+    """A node of the cluster, and its own state where it answered (None where it did not)."""
+
+    name: str
+    host: str
+    port: int
+    rack: str | None = None
+    alive: bool = True
+    software: str | None = None
+    uptime: float | None = None
+    """Seconds since it started."""
+    clients: int | None = None
+    partitions: int | None = None
+    """Partitions kept there."""
+    leading: int | None = None
+    """Partitions led from there."""
+    under_replicated: int | None = None
+    size: int | None = None
+    """Bytes of all its logs."""
+    disk_full: bool | None = None
+
+
+class ClusterDescription(msgspec.Struct, frozen=True):
+    """The cluster as `Admin.cluster()` found it."""
+
+    id: str
+    name: str
+    controller: str | None
+    version: int
+    """Offset in the metadata log; a larger one is newer."""
+    nodes: tuple[NodeDescription, ...]
+
+
+class PartitionDescription(msgspec.Struct, frozen=True):
+    """A partition; what only its leader knows is None where the leader did not answer."""
+
+    partition: int
+    leader: str | None
+    epoch: int
+    replicas: tuple[str, ...]
+    isr: tuple[str, ...]
+    start_offset: int | None = None
+    end_offset: int | None = None
+    """Log end offset: the offset that the next record gets."""
+    high_watermark: int | None = None
+    """First offset that is not committed yet: consumers read up to here."""
+    flushed_offset: int | None = None
+    size: int | None = None
+    """Bytes on disk."""
+    segments: int | None = None
+    records_rate: float | None = None
+    """Records a second taken over the last seconds."""
+    bytes_rate: float | None = None
+    damaged: tuple[tuple[int, int], ...] = ()
+    """Offset ranges that cannot be read."""
+
+
+class TopicDescription(msgspec.Struct, frozen=True):
+    """A topic with its settings, in the words in which people write them, and its partitions in order."""
+
+    name: str
+    id: str
+    settings: dict[str, str | int]
+    partitions: tuple[PartitionDescription, ...]
