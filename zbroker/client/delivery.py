@@ -299,6 +299,25 @@ class DeliveryGroup:
             return error
         return None
 
+    def outcomes(self) -> tuple[int, list[tuple[int, ZBrokerError]]]:
+        """What is known by now, without waiting: how many are in the log, and the failed ones' positions and errors."""
+        delivered = 0
+        failed: list[tuple[int, ZBrokerError]] = []
+        for batch, first, positions, delta in self._parts:
+            if batch.where is None:
+                if batch.done and batch.error is None:
+                    delivered += len(positions)
+                elif batch.done and batch.error is not None:
+                    failed += [(position, batch.error) for position in positions]
+                continue
+            for n, position in enumerate(positions):
+                place, _ = Delivery(batch, first + n, delta)._place()
+                if place.done and place.error is None:
+                    delivered += 1
+                elif place.done and place.error is not None:
+                    failed.append((position, place.error))
+        return delivered, sorted(failed, key=lambda failure: failure[0])
+
     def __repr__(self) -> str:
         return f"<Delivery of {self._total} records: {'done' if self.done() else 'on their way'}>"
 
