@@ -28,10 +28,10 @@ Epoch = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 PartitionNumber = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TopicName = Annotated[str, Meta(max_length=1000)]
 
-ByName = Annotated[TopicName | None, Meta(description="topic by name; `topic_id` is safer")]
-ById = Annotated[
-    str | None, Meta(description="topic by id; with a name too, both must be the same topic's")
+ByName = Annotated[
+    TopicName | None, Meta(description="topic by name; where both are given the id counts")
 ]
+ById = Annotated[str | None, Meta(description="topic by id, which is safer than by name")]
 OfPartition = Annotated[PartitionNumber, Meta(description="partition number, from 0")]
 TopicId = Annotated[str, Meta(description="the topic's id")]
 RequestId = Annotated[str, Meta(description="chosen by the client, the same in each retry")]
