@@ -21,9 +21,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from zbroker.broker.admin import AdminDesk
+from zbroker.broker.limits import Budget, ReadLedger
 from zbroker.broker.metadata_log import MetadataLog
 from zbroker.broker.partition import TOPICS_FOLDER, Partition
-from zbroker.broker.ports import BrokerSettings, Budget, Conversation, FreshId, Report, Transport
+from zbroker.broker.ports import BrokerSettings, Conversation, FreshId, Report, Transport
 from zbroker.cluster import controller
 from zbroker.cluster.metadata import TopicState
 from zbroker.errors import (
@@ -94,6 +95,9 @@ class Broker:
         self._owners: dict[str, Partition] = {}
         """Partitions by their log's folder: where completions go."""
         self._budget = Budget(settings.memory_max // 2)
+        self._ledger = ReadLedger(
+            unread=transport.unread, per_client=settings.unread_max, total=settings.memory_max // 2
+        )
         self._in_flight: dict[bytes, int] = {}
         """Unanswered requests by client."""
         self._in_flight_total = 0
@@ -221,6 +225,7 @@ class Broker:
         """About every 100 ms."""
         self._wall = wall
         self.log.on_tick(now)
+        self._ledger.on_tick()
         for partition in self._owners.values():
             partition.on_tick(now)
         if self.state == "serving" and now >= self._next_beacon:
@@ -284,7 +289,7 @@ class Broker:
             partition = Partition(
                 topic_id=topic.topic_id, topic=topic.name, number=number, epoch=state.epoch,
                 settings=topic.settings, storage=self._storage, transport=self._transport,
-                reply=self.reply, report=self._report, budget=self._budget,
+                reply=self.reply, report=self._report, budget=self._budget, ledger=self._ledger,
                 fetch_max=self.settings.fetch_max,
             )  # fmt: skip
             kept[number] = partition

@@ -24,7 +24,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal
 
-from zbroker.broker.ports import Budget, Conversation, Replier, Report, Transport
+from zbroker.broker.limits import Budget, ReadLedger
+from zbroker.broker.ports import Conversation, Replier, Report, Transport
 from zbroker.broker.readers import Readers
 from zbroker.errors import (
     DataFolderError,
@@ -129,6 +130,7 @@ class Partition:
         reply: Replier,
         report: Report,
         budget: Budget,
+        ledger: ReadLedger,
         fetch_max: int,
     ) -> None:
         self.topic_id = topic_id
@@ -154,7 +156,7 @@ class Partition:
         self._uncommitted: deque[tuple[int, Buffer]] = deque()
         self._for_commit: deque[_Acknowledgement] = deque()
         self._for_write: deque[_Acknowledgement] = deque()
-        self._readers = Readers(self, transport, reply, fetch_max)
+        self._readers = Readers(self, reply, ledger, fetch_max)
 
     # Life ---
 

@@ -37,21 +37,11 @@ class Transport(Protocol):
     def wanted(self, subject: bytes) -> bool:
         """Whether anybody subscribed to the subject."""
 
-    def has_room(self, client: bytes) -> bool:
-        """Whether a client reads its replies: False while too many bytes wait for it."""
+    def unread(self, client: bytes | None) -> int:
+        """Bytes of chunks sent and not yet taken, by one client or (None) by all together."""
 
     def client_count(self) -> int:
         """How many clients have spoken lately."""
-
-
-class Budget:
-    """Bytes that all partitions together hold before they are committed, against a limit."""
-
-    __slots__ = ("limit", "used")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
 
 
 class Replier(Protocol):
@@ -91,6 +81,8 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that all clients together may have unanswered."""
     fetch_max: int = 4 << 20
     """Largest chunk that a fetch is answered with, but for a single larger batch."""
+    unread_max: int = 16 << 20
+    """Bytes of chunks that may be on their way to one client; what it asks beyond that waits."""
     wait_max: int = 60_000
     """Longest that a request may wait."""
     beacon_interval: int = 500

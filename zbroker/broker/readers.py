@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zbroker.broker.ports import Conversation, Replier, Transport
-from zbroker.errors import Diverged, OffsetOutOfRange, Overloaded, StaleEpoch, ZBrokerError
+from zbroker.broker.limits import ReadLedger
+from zbroker.broker.ports import Conversation, Replier
+from zbroker.errors import Diverged, OffsetOutOfRange, StaleEpoch, ZBrokerError
 from zbroker.log.events import Found, ReadDone
 from zbroker.protocol.batch import Buffer
 from zbroker.protocol.frames import error_reply
@@ -23,11 +24,11 @@ class Readers:
     """The readers of a partition that is led here."""
 
     def __init__(
-        self, partition: Partition, transport: Transport, reply: Replier, fetch_max: int
+        self, partition: Partition, reply: Replier, ledger: ReadLedger, fetch_max: int
     ) -> None:
         self._partition = partition
-        self._transport = transport
         self._reply = reply
+        self._ledger = ledger
         self._fetch_max = fetch_max
         self._waiting: list[tuple[int, Conversation, Fetch]] = []
         """Fetches at the partition's end, with their deadlines."""
@@ -38,7 +39,7 @@ class Readers:
         """Answers with what is committed from the offset on, or waits for a record.
 
         Raises:
-            OffsetOutOfRange, Diverged, StaleEpoch, Overloaded: with a sentence that says what is there.
+            OffsetOutOfRange, Diverged, StaleEpoch: with a sentence that says what is there.
         """
         self._check_position(request.offset, request.epoch)
         if request.offset < self._partition.high_watermark:
@@ -92,11 +93,12 @@ class Readers:
 
     def read_done(self, event: ReadDone) -> None:
         """The log has read a chunk for somebody."""
-        to, _ = event.token
+        to, request = event.token
         if event.error is not None:
             self._refuse(to, event.error)
         else:
             self._answer_chunk(to, event.base, event.next, event.chunk)
+        self._ledger.done(to.client, request.max_bytes)
 
     def found(self, event: Found) -> None:
         """The log has found an offset by its time for somebody."""
@@ -139,11 +141,13 @@ class Readers:
             )
 
     def _read(self, to: Conversation, request: Fetch) -> None:
-        if not self._transport.has_room(to.client):
-            raise Overloaded("this client does not read its replies; read them, then fetch again")
-        max_bytes = min(request.max_bytes, self._fetch_max)
+        size = request.max_bytes = min(request.max_bytes, self._fetch_max)
+        self._ledger.ask(to.client, size, lambda: self._start_reading(to, request))
+
+    def _start_reading(self, to: Conversation, request: Fetch) -> None:
         partition = self._partition
-        partition.log.read((to, request), request.offset, max_bytes, partition.high_watermark)
+        token, limit = (to, request), partition.high_watermark
+        partition.log.read(token, request.offset, request.max_bytes, limit)
 
     def _read_late(self, to: Conversation, request: Fetch) -> None:
         """Reads for somebody who waited: the log may have moved on from under the position."""

@@ -17,19 +17,41 @@ LogFormat = Literal["human", "json"]
 LOGGER = logging.getLogger("zbroker")
 
 SENTENCES: dict[str, tuple[int, str]] = {
-    "starting": (logging.INFO, "zbroker {version}: node {node} of cluster {cluster} starts, data in {data}"),
-    "serving": (logging.INFO, "node {node} is serving on {address}: {topics} topics, {partitions} partitions here"),
+    "starting": (
+        logging.INFO,
+        "zbroker {version}: node {node} of cluster {cluster} starts, data in {data}",
+    ),
+    "serving": (
+        logging.INFO,
+        "node {node} is serving on {address}: {topics} topics, {partitions} partitions here",
+    ),
     "stopping": (logging.INFO, "stopping in order ({signal}); once more stops at once"),
     "stopped": (logging.INFO, "stopped: everything is on disk"),
-    "stop_timed_out": (logging.ERROR, "stopped after {seconds} s with work left: the disk did not keep up"),
+    "stop_timed_out": (
+        logging.ERROR,
+        "stopped after {seconds} s with work left: the disk did not keep up",
+    ),
     "failed": (logging.CRITICAL, "the node must stop: {error}"),
-    "damage_found": (logging.ERROR, "{partition} is damaged: offsets {ranges} cannot be read, the others can"),
-    "torn_tail_cut": (logging.WARNING, "{partition}: cut {bytes} bytes of a write that a crash had torn"),
+    "damage_found": (
+        logging.ERROR,
+        "{partition} is damaged: offsets {ranges} cannot be read, the others can",
+    ),
+    "torn_tail_cut": (
+        logging.WARNING,
+        "{partition}: cut {bytes} bytes of a write that a crash had torn",
+    ),
     "append_failed": (logging.ERROR, "{partition} takes no records for now: {error}"),
     "storage_request_failed": (logging.ERROR, "{folder}: {error}"),
-    "few_descriptors": (logging.WARNING, "only {limit} file descriptors are allowed for {clients} clients; raise `ulimit -n`"),
+    "memory_exceeded": (
+        logging.ERROR,
+        "connections hold {held} MiB, more than {allowed} MiB: all are ended, clients come back",
+    ),
+    "few_descriptors": (
+        logging.WARNING,
+        "only {limit} file descriptors are allowed for {clients} clients; raise `ulimit -n`",
+    ),
     "http": (logging.INFO, "metrics and health on http://{address}"),
-}  # fmt: skip
+}
 """Level and sentence of each event; the fields in braces are its facts."""
 
 

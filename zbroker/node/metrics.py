@@ -5,14 +5,13 @@ Owns the metrics' names. Never reaches into the broker from a foreign thread: it
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from zbroker.broker.broker import Broker
+from zbroker.node.memory import resident_bytes
 from zbroker.node.sockets import Sockets
 
 
@@ -115,15 +114,3 @@ def families(snapshot: Snapshot) -> Iterator[Any]:
     for reason, count in sorted(snapshot.counters.items()):
         dropped.add_metric((reason,), count)
     yield dropped
-
-
-def resident_bytes() -> int:
-    """The process's resident memory; its peak where the present value cannot be had."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

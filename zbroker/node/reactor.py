@@ -13,6 +13,7 @@ from collections.abc import Callable
 import zmq
 
 from zbroker.broker.broker import Broker
+from zbroker.node.memory import MemoryGuard
 from zbroker.node.sockets import Sockets
 from zbroker.node.storage import ThreadedStorage
 
@@ -33,12 +34,14 @@ class Reactor:
         stop_requested: Callable[[], bool],
         wake_fd: int,
         on_tick: Callable[[], None],
+        memory: MemoryGuard,
     ) -> None:
         """
         Args:
             stop_requested: whether the node should stop in order.
             wake_fd: readable when it should look at once, such as after a signal.
             on_tick: called about every 100 ms, after the broker.
+            memory: says when connections hold more than they may.
         """
         self._broker = broker
         self._sockets = sockets
@@ -46,15 +49,12 @@ class Reactor:
         self._stop_requested = stop_requested
         self._wake_fd = wake_fd
         self._on_tick = on_tick
+        self._memory = memory
 
     def run(self, *, stop_timeout_ms: int) -> None:
         """Turns until the broker has stopped or failed, or stopping took longer than it may."""
         broker, sockets, storage = self._broker, self._sockets, self._storage
-        poller = zmq.Poller()
-        poller.register(sockets.router, zmq.POLLIN)
-        poller.register(sockets.xpub, zmq.POLLIN)
-        poller.register(storage.fileno(), zmq.POLLIN)
-        poller.register(self._wake_fd, zmq.POLLIN)
+        poller = self._new_poller()
         now = monotonic_ms()
         next_tick, deadline = now, None
         broker.start(now, wall_ms())
@@ -74,6 +74,10 @@ class Reactor:
                 next_tick = now + TICK_MS
                 broker.on_tick(now, wall_ms())
                 self._on_tick()
+                if self._memory.is_exceeded():
+                    sockets.reopen()
+                    self._memory.settle()
+                    poller = self._new_poller()
             if self._wake_fd in ready:
                 os.read(self._wake_fd, 64)
             if deadline is None and self._stop_requested():
@@ -81,6 +85,14 @@ class Reactor:
                 broker.stop()
             if deadline is not None and now >= deadline:
                 return
+
+    def _new_poller(self) -> zmq.Poller:
+        poller = zmq.Poller()
+        poller.register(self._sockets.router, zmq.POLLIN)
+        poller.register(self._sockets.xpub, zmq.POLLIN)
+        poller.register(self._storage.fileno(), zmq.POLLIN)
+        poller.register(self._wake_fd, zmq.POLLIN)
+        return poller
 
 
 def monotonic_ms() -> int:

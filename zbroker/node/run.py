@@ -22,6 +22,7 @@ from zbroker.node import logs, metrics
 from zbroker.node.files import RealFiles
 from zbroker.node.folder import DataFolder
 from zbroker.node.http import HttpServer
+from zbroker.node.memory import MemoryGuard
 from zbroker.node.reactor import Reactor
 from zbroker.node.sockets import Sockets
 from zbroker.node.storage import ThreadedStorage
@@ -87,6 +88,7 @@ def run_node(
             stop_requested=lambda: stopping.requested,
             wake_fd=stopping.wake_fd,
             on_tick=latest.on_tick,
+            memory=MemoryGuard(limits.memory, report),
         )
         served = False
         try:

@@ -8,6 +8,7 @@ counted, for the log is the truth and clients ask again.
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 
@@ -21,12 +22,14 @@ from zbroker.protocol.messages import ClusterChange, ErrorReply, Push, Reply
 
 REPLIES_MAX = 1000
 """Replies that may wait for one client before more are dropped."""
-PUSHES_MAX = 1000
+PUSHES_MAX = 500
 """Pushed messages that may wait for one subscriber before more are dropped; it fetches what it missed."""
-UNREAD_MAX = 16 << 20
-"""Bytes of chunks that may wait for one client before its next fetch is refused."""
+PUSHED_BATCH_MAX = 256 << 10
+"""Larger batches are announced by a beacon and fetched: so a subscriber that does not read holds 125 MiB at most."""
 COPY_MAX = 128 << 10
 """Bodies up to this size are copied into the message: cheaper than to be told when a larger one is sent."""
+REBIND_S = 5.0
+"""How long a port may take to be free again after its socket was closed."""
 HANDSHAKE_MS = 3000
 """How long a TCP connection may stay silent before it is dropped."""
 SEEN_MAX_MS = 60_000
@@ -49,6 +52,7 @@ class Sockets:
         self._clients_max = clients_max
         self._seen: OrderedDict[bytes, int] = OrderedDict()
         self._unread: dict[bytes, deque[tuple[zmq.MessageTracker, int]]] = {}
+        self._unread_total = 0
         self._prefixes: Counter[bytes] = Counter()
         self._wanted: dict[bytes, bool] = {}
         self.counters: Counter[str] = Counter()
@@ -59,6 +63,34 @@ class Sockets:
         except BaseException:
             self._context.destroy(linger=0)
             raise
+
+    def reopen(self) -> None:
+        """Closes both sockets and binds them anew; every connection ends, and clients come back by themselves.
+
+        The last resort against a connection whose message never ends: libzmq collects its frames without any limit,
+        shows them to nobody, and has no way to end one connection of a socket.
+        """
+        self.router.close(linger=0)
+        self.xpub.close(linger=0)
+        self._seen.clear()
+        self._unread.clear()
+        self._unread_total = 0
+        self._prefixes.clear()
+        self._wanted.clear()
+        self.counters["sockets_reopened"] += 1
+        deadline = time.monotonic() + REBIND_S
+        while True:
+            # libzmq closes in the background: the ports are free a moment later.
+            try:
+                if self.router.closed:
+                    self.router = self._open_router()
+                self.xpub = self._open_xpub()
+            except AddressInUse:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+            else:
+                return
 
     def close(self, linger_ms: int) -> None:
         """Sends what is queued for up to `linger_ms`, then closes."""
@@ -126,7 +158,7 @@ class Sockets:
         self, subject: bytes, head: Push | ClusterChange, batch: Buffer | None = None
     ) -> None:
         """Pushes to those who subscribed; those who do not read miss it."""
-        if batch is None:
+        if batch is None or len(batch) > PUSHED_BATCH_MAX:
             self.xpub.send_multipart((subject, wire.encode(head)), zmq.NOBLOCK)
         else:
             self.xpub.send(subject, zmq.SNDMORE | zmq.NOBLOCK)
@@ -141,16 +173,18 @@ class Sockets:
             self._wanted[subject] = wanted
         return wanted
 
-    def has_room(self, client: bytes) -> bool:
-        """Whether a client reads the chunks that it fetches."""
+    def unread(self, client: bytes | None) -> int:
+        """Bytes of chunks that a client, or (None) all together, have yet to take."""
+        if client is None:
+            return self._unread_total
         unread = self._unread.get(client)
         if unread is None:
-            return True
+            return 0
         while unread and unread[0][0].done:
-            unread.popleft()
+            self._unread_total -= unread.popleft()[1]
         if not unread:
             del self._unread[client]
-        return sum(size for _, size in unread) < UNREAD_MAX
+        return sum(size for _, size in unread)
 
     def client_count(self) -> int:
         """How many clients have spoken lately."""
@@ -168,6 +202,7 @@ class Sockets:
         tracker = self.router.send(body, zmq.NOBLOCK, copy=False, track=True)
         assert tracker is not None
         self._unread.setdefault(client, deque()).append((tracker, len(body)))
+        self._unread_total += len(body)
 
     def _admit(self, client: bytes, now: int) -> bool:
         """Whether the client is among as many as are allowed; silent ones make room."""
@@ -192,7 +227,7 @@ class Sockets:
 
     def _forget(self, client: bytes) -> None:
         self._seen.pop(client, None)
-        self._unread.pop(client, None)
+        self._unread_total -= sum(size for _, size in self._unread.pop(client, ()))
 
     def _open_router(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
@@ -221,6 +256,7 @@ class Sockets:
         try:
             socket.bind(f"tcp://{address}")
         except zmq.ZMQError as error:
+            socket.close(linger=0)
             raise AddressInUse(
                 f"{address} cannot be bound: {error.strerror}; stop what uses it, or change the node's "
                 "address in its configuration",
