@@ -43,8 +43,8 @@ print("written at offset", reply["base_offset"])
 reply, [chunk] = ask("fetch", partition=0, offset=0)
 while chunk:
     attributes, _span, length = struct.unpack_from("<HII", chunk, 6)
-    timestamp, offset = *struct.unpack_from("<q", chunk, 20), *struct.unpack_from("<q", chunk, 60)
+    (offset,) = struct.unpack_from("<q", chunk, 60)
     if not attributes & 0xFF:  # neither compressed nor the nodes' own
         for number, record in enumerate(msgpack.unpackb(chunk[88 : 88 + length])):
-            print(offset + number, timestamp + record[0], *record[1:])
+            print(offset + number, *record[1:])
     chunk = chunk[88 + length :]

@@ -122,6 +122,9 @@ class Connection {
     this.waiting = new Map() // correlation number → what to do with the reply
     this.sending = Promise.resolve() // the socket takes one message after the other
     this.receive(this.socket, this.waiting)
+    const lost = { op: 'error', code: 'lost', message: `${this.address} is gone`, hint: 'refresh' }
+    const waiting = this.waiting
+    this.socket.events.on('disconnect', () => { for (const answer of waiting.values()) answer(lost) })
   }
 
   async receive (socket, waiting) {
