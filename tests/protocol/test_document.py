@@ -48,7 +48,9 @@ def undump(block: str) -> bytes:
 EXAMPLES = [
     (found[1], int(found[2].replace(",", "")), found[3], undump(found[4]))
     for found in re.finditer(
-        r"^([^\n]+), (\d+) bytes:\n\n(?:```json\n([^\n]*)\n```\n\n)?```hex\n(.*?)\n```", TEXT, re.M | re.S
+        r"^([^\n]+), (\d+) bytes:\n\n(?:```json\n([^\n]*)\n```\n\n)?```hex\n(.*?)\n```",
+        TEXT,
+        re.M | re.S,
     )
 ]
 HEADS = [pytest.param(data, said, id=title) for title, _, said, data in EXAMPLES if said]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,20 @@ def test_what_must_stay_apart_stays_apart() -> None:
     for codec in (0, 1, 2):
         batch = encode_batch(records, base_timestamp=5, max_timestamp=5, codec=codec)
         assert oracle.parse(bytes(batch))[1] == as_lists(records)
+        assert decode_records(batch, 0, read_header(batch)) == records
+
+
+def test_a_large_batch_makes_the_round_trip() -> None:
+    """Larger than any window: 20 MiB, half of them noise."""
+    noise = random.Random(1).randbytes(5 << 20)
+    records: list[Any] = [
+        (0, None, noise + bytes(5 << 20), ()),
+        (0, None, noise, ()),
+        (0, None, noise, ()),
+    ]
+    for codec in (0, 1, 2):
+        batch = encode_batch(records, base_timestamp=0, max_timestamp=0, codec=codec)
+        assert check_ingest(batch, max_length=32 << 20).compression == codec
         assert decode_records(batch, 0, read_header(batch)) == records
 
 

@@ -206,6 +206,13 @@ def test_subjects_end_in_a_slash() -> None:
     assert not frames.CLUSTER_SUBJECT.startswith(b"t")
 
 
+def test_a_pushed_head_of_another_version_is_not_read() -> None:
+    for version in (0, 2, -1):
+        for decoder in (frames.decode_push, frames.decode_change):
+            with pytest.raises(errors.MalformedMessage, match=f"version {version}"):
+                decoder(head(v=version))
+
+
 def test_a_cluster_change_is_told_from_a_push_by_its_subject() -> None:
     change = ClusterChange(cluster="c" * 32, version=9, node="node1", topics=["a"])
     assert frames.decode_change(frames.encode(change)) == change

@@ -7,7 +7,7 @@ Never looks into a body.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 
@@ -19,7 +19,15 @@ from zbroker.errors import (
     from_wire,
 )
 from zbroker.protocol.batch import MALFORMED
-from zbroker.protocol.messages import ClusterChange, ErrorReply, Message, Push, Reply, Request
+from zbroker.protocol.messages import (
+    PROTOCOL_VERSION,
+    ClusterChange,
+    ErrorReply,
+    Message,
+    Push,
+    Reply,
+    Request,
+)
 
 HEAD_MAX = 64 * 1024
 """Largest request head, bytes."""
@@ -30,6 +38,7 @@ CLUSTER_SUBJECT = b"!cluster/"
 
 Frame = bytes | memoryview
 
+_Pushed = TypeVar("_Pushed", Push, ClusterChange)
 _OPERATIONS = {struct.__struct_config__.tag for struct in get_args(Request)}
 _TEXT_MAX = 200
 """Most characters of a decoder's own words in a sentence: they may quote what was sent."""
@@ -178,9 +187,13 @@ def subject(topic: str, partition: int) -> bytes:
 
 
 def decode_push(head: Frame) -> Push:
-    """The head of a pushed batch or beacon (`MalformedMessage` when it is none)."""
+    """The head of a pushed batch or beacon.
+
+    Raises:
+        MalformedMessage: it is none, or of a version that is not known here.
+    """
     try:
-        return _decode_push(head)
+        return _of_known_version(_decode_push(head))
     except MALFORMED as error:
         raise MalformedMessage(
             f"the pushed head is not one of this protocol: {_shown(error)}"
@@ -188,13 +201,21 @@ def decode_push(head: Frame) -> Push:
 
 
 def decode_change(head: Frame) -> ClusterChange:
-    """The head of a pushed cluster change (`MalformedMessage` when it is none)."""
+    """The head of a pushed cluster change. Raises as `decode_push` does."""
     try:
-        return _decode_change(head)
+        return _of_known_version(_decode_change(head))
     except MALFORMED as error:
         raise MalformedMessage(
             f"the pushed head is not one of this protocol: {_shown(error)}"
         ) from None
+
+
+def _of_known_version(pushed: _Pushed) -> _Pushed:
+    if pushed.v != PROTOCOL_VERSION:
+        raise MalformedMessage(
+            f"the pushed head is of protocol version {pushed.v}, and only {PROTOCOL_VERSION} is known"
+        )
+    return pushed
 
 
 __all__ = [
