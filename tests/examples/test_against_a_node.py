@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rawclient import RawClient
 
+from zbroker import Consumer, Producer
 from zbroker.client.partitioner import partition_of
 from zbroker.protocol.batch import decode_records, encode_batch, iter_batches
 from zbroker.protocol.compression import CODECS
@@ -205,6 +206,53 @@ def test_javascript_says_what_is_wrong(script: str, javascript: Path, shared: No
     assert done.returncode == 1
     assert done.stderr == f"{script}: topic nowhere (unknown_topic)\n"
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("compression", CODECS)
+def test_both_languages_share_a_topic(
+    compression: Any, javascript: Path, shared: NodeProcess, client: RawClient
+) -> None:
+    """The package's own clients on one side: a key has one home, and each reads what the other wrote."""
+    topic = f"shared-{compression}"
+    client.create_topic(topic, partitions=PARTITIONS)
+    keys = [f"key-{number % 40}" for number in range(2000)]
+    with Producer(shared.servers, compression=compression) as producer:
+        for key in keys:
+            producer.send(topic, b"from Python", key=key)
+        producer.flush(timeout=30)
+    command = [
+        "node",
+        "producer.js",
+        "--servers",
+        shared.servers,
+        "--compression",
+        compression,
+        topic,
+    ]
+    done = run(command, javascript, "".join(f"{key}\tfrom JavaScript\n" for key in keys))
+    assert done.returncode == 0, done.stderr
+
+    with Consumer(shared.servers, topic, start="earliest", until_end=True) as consumer:
+        ours = [(r.partition, r.offset, r.key.decode(), r.value.decode()) for r in consumer]
+    command = [
+        "node",
+        "consumer.js",
+        "--servers",
+        shared.servers,
+        "--from",
+        "earliest",
+        "--until-end",
+    ]
+    done = run([*command, topic], javascript)
+    assert done.returncode == 0, done.stderr
+    theirs = [
+        (record["partition"], record["offset"], record["key"], record["value"])
+        for record in map(json.loads, done.stdout.splitlines())
+    ]
+    assert sorted(ours) == sorted(theirs)
+    assert len(ours) == 2 * len(keys)
+    homes = {(key, partition) for partition, _, key, _ in ours}
+    assert len(homes) == len({*keys}), "a key is in one partition"
 
 
 # Python, without zbroker ---
