@@ -59,7 +59,7 @@ class Machine(Protocol):
     def step(self, now: float) -> float | None:
         """Decides what is due; answers when to be called again at the latest."""
 
-    def on_push(self, address: Address, push: messages.Push, body: Body, now: float) -> None:
+    def on_push(self, _address: Address, push: messages.Push, body: Body, now: float, /) -> None:
         """A batch or a beacon was pushed."""
 
     def on_change(self, change: messages.ClusterChange, now: float) -> None:

@@ -19,8 +19,10 @@ lock, whether its index is below `count`. An index is certain once `records[inde
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -154,9 +156,8 @@ class Batch:
             event = self.event
             if event is None:
                 event = self.event = threading.Event()
-        if self.done or self.where is not None:
-            return True
-        return wait_event(event, timeout)
+            settled = self.settled()
+        return settled or wait_event(event, timeout)
 
     def when_settled(self, callback: Callable[[], None]) -> bool:
         """Has `callback` called on the client's thread once finished or divided; False when that is so already."""
@@ -207,17 +208,15 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
 
     def _wait(self, timeout: float | None) -> tuple[Batch, int]:
         check_timeout(timeout)
-        batch, index = self._place()
-        if batch.done:
-            return batch, index
-        from time import monotonic
-
-        deadline = None if timeout is None else monotonic() + timeout
-        while not batch.done:
+        deadline: float | None = None
+        while True:
+            batch, index = self._place()
+            if batch.done:
+                return batch, index
+            if timeout is not None and deadline is None:
+                deadline = monotonic() + timeout
             if not batch.wait(None if deadline is None else deadline - monotonic()):
                 raise ran_out("the acknowledgement", timeout)
-            batch, index = self._place()
-        return batch, index
 
     def __repr__(self) -> str:
         batch, index = self._place()
@@ -267,8 +266,6 @@ class DeliveryGroup:
     def result(self, timeout: float | None = None) -> list[RecordMetadata]:
         """Waits for all of them, for at most `timeout` seconds. Raises as `Delivery.result` does."""
         check_timeout(timeout)
-        from time import monotonic
-
         deadline = None if timeout is None else monotonic() + timeout
         found: list[Any] = [None] * self._total
         failed: tuple[int, ZBrokerError] | None = None
@@ -324,6 +321,6 @@ class DeliveryGroup:
 
 def copied(error: ZBrokerError) -> ZBrokerError:
     """An error of one's own to raise: a traceback added by one thread must not show up in another's."""
-    again = type(error)(error.message, outcome_unknown=error.outcome_unknown, **error.details)
+    again = copy.copy(error)
     again.__cause__ = error.__cause__
     return again

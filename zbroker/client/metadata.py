@@ -7,6 +7,7 @@ with an older version of the same cluster's metadata is dropped.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -17,6 +18,8 @@ from zbroker.protocol import messages
 from zbroker.protocol.frames import CLUSTER_SUBJECT
 from zbroker.units import Address, UnitError, parse_size
 
+logger = logging.getLogger("zbroker.client")
+
 REFRESH_EVERY = 30.0
 """Seconds after which metadata are asked for without a reason: new partitions, an announcement that was lost."""
 REFRESH_GAP = 0.02
@@ -26,6 +29,8 @@ ATTEMPT = 2.0
 UNKNOWN_GRACE = 1.0
 """Seconds for which a topic that does not exist is asked for again: it may have been made a moment ago elsewhere."""
 
+WARN_EVERY = 30.0
+"""Seconds between two warnings that nobody answers."""
 BATCH_MAX = 4 << 20
 """A topic's `max_batch` where its settings do not say."""
 
@@ -85,6 +90,7 @@ class Cluster:
         self._tried = 0
         self._last = -1e9
         self._backoff = Backoff(random)
+        self._warn_at = -1e9
 
     def want(self, topic: str, now: float) -> None:
         """The client uses a topic from now on."""
@@ -176,6 +182,9 @@ class Cluster:
         self._last = now
         if self._tried >= len(self._candidates()):
             self._tried = 0
+            if now >= self._warn_at:
+                self._warn_at = now + WARN_EVERY
+                logger.warning("no server answers (%s); trying on", self.unreachable())
             self.refresh(now, self._backoff.next())
         else:
             self.refresh(now, REFRESH_GAP)

@@ -58,7 +58,7 @@ class ProducerMachine:
         asks = self.cluster.step(now)
         return wanted if asks is None else asks if wanted is None else min(asks, wanted)
 
-    def on_push(self, address: Address, push: messages.Push, body: Body, now: float) -> None:
+    def on_push(self, _address: Address, _push: messages.Push, _body: Body, _now: float) -> None:
         """A producer subscribes to no partition."""
 
     def on_change(self, change: messages.ClusterChange, now: float) -> None:

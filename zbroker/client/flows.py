@@ -1,0 +1,216 @@
+"""What `Admin` and `AsyncAdmin` do, written once: each a generator that yields tasks and is sent their outcomes.
+
+Pure. A flow's `return` value is what the application gets; an error that it raises is what the application catches.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator
+from typing import Any, Literal, NoReturn, TypeVar
+
+from zbroker.client.administering import Task
+from zbroker.client.exchange import Outcome
+from zbroker.client.records import (
+    ClusterDescription,
+    NodeDescription,
+    PartitionDescription,
+    TopicDescription,
+)
+from zbroker.errors import InternalError, InvalidRequest, UnknownTopic, ZBrokerError, from_wire
+from zbroker.protocol import messages
+from zbroker.units import Address
+
+Result = TypeVar("Result")
+Flow = Generator[list[Task], list[Outcome], Result]
+Kind = TypeVar("Kind", bound=messages.Message)
+At = Literal["earliest", "latest"] | tuple[Literal["time"], int]
+
+SIDE_TIMEOUT_ATTEMPTS = 1
+"""How often a node is asked for what a description can do without."""
+
+
+def good(outcome: Outcome, kind: type[Kind]) -> Kind:
+    """The reply, or its error raised."""
+    if isinstance(outcome, kind):
+        return outcome
+    if isinstance(outcome, ZBrokerError):
+        raise outcome
+    raise InternalError(f"the server answered with {type(outcome).__name__}")
+
+
+def request_id() -> str:
+    """A request's own id, by which the cluster knows it again."""
+    return secrets.token_hex(16)
+
+
+def words(settings: dict[str, Any]) -> dict[str, str | int]:
+    """Settings as the wire has them; None, which is no limit, is the word for it."""
+    found: dict[str, str | int] = {}
+    for name, value in settings.items():
+        if value is None:
+            value = "unlimited"
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise InvalidRequest(f"setting {name} is a number or text, not {value!r}")
+        found[name] = value
+    return found
+
+
+def metadata(topics: list[str] | None) -> Flow[messages.MetadataReply]:
+    """The cluster as any server knows it."""
+    (outcome,) = yield [Task(messages.Metadata(topics=topics))]
+    return good(outcome, messages.MetadataReply)
+
+
+def find_topic(name: str) -> Flow[tuple[messages.MetadataReply, messages.Topic]]:
+    """One topic's metadata, or `UnknownTopic`."""
+    reply = yield from metadata([name])
+    for topic in reply.topics:
+        if topic.name == name:
+            if topic.error is not None and topic.error != "unknown_topic":
+                raise from_wire(topic.error, f"topic {name!r} cannot be described", {"topic": name})
+            if topic.error is None:
+                return reply, topic
+    raise UnknownTopic(f"there is no topic {name!r}", topic=name)
+
+
+def create_topic(name: str, settings: dict[str, Any]) -> Flow[TopicDescription]:
+    """Makes a topic."""
+    message = messages.CreateTopic(name=name, request_id=request_id(), settings=words(settings))
+    (outcome,) = yield [Task(message)]
+    return described(good(outcome, messages.CreateTopicReply).topic, {})
+
+
+def alter_topic(name: str, settings: dict[str, Any]) -> Flow[TopicDescription]:
+    """Changes the settings of the topic that has this name now."""
+    _, topic = yield from find_topic(name)
+    message = messages.AlterTopic(
+        name=name, topic_id=topic.topic_id, request_id=request_id(), settings=words(settings)
+    )
+    (outcome,) = yield [Task(message)]
+    return described(good(outcome, messages.AlterTopicReply).topic, {})
+
+
+def delete_topic(name: str) -> Flow[None]:
+    """Deletes the topic that has this name now."""
+    _, topic = yield from find_topic(name)
+    message = messages.DeleteTopic(name=name, topic_id=topic.topic_id, request_id=request_id())
+    (outcome,) = yield [Task(message)]
+    good(outcome, messages.DeleteTopicReply)
+
+
+def topics(internal: bool) -> Flow[list[TopicDescription]]:
+    """Every topic, by name."""
+    reply = yield from metadata(None)
+    return [
+        described(topic, {})
+        for topic in sorted(reply.topics, key=lambda topic: topic.name)
+        if topic.error is None and (internal or not topic.name.startswith("__"))
+    ]
+
+
+def describe_topic(name: str) -> Flow[TopicDescription]:
+    """A topic, with what its leaders know of its partitions."""
+    reply, topic = yield from find_topic(name)
+    places = {node.name: Address(node.host, node.port) for node in reply.nodes}
+    leaders = dict.fromkeys(part.leader for part in topic.partitions if part.leader in places)
+    outcomes = yield [
+        Task(messages.Stats(topic=name, topic_id=topic.topic_id), places[leader], attempts=2)
+        for leader in leaders
+        if leader is not None
+    ]
+    stats = {
+        part.partition: part
+        for outcome in outcomes
+        if isinstance(outcome, messages.StatsReply)
+        for part in outcome.partitions
+    }
+    return described(topic, stats)
+
+
+def cluster() -> Flow[ClusterDescription]:
+    """The cluster, with what each node says of itself."""
+    reply = yield from metadata([])
+    outcomes = yield [
+        Task(messages.Status(), Address(node.host, node.port), attempts=SIDE_TIMEOUT_ATTEMPTS)
+        for node in reply.nodes
+    ]
+    nodes = []
+    for node, outcome in zip(reply.nodes, outcomes, strict=True):
+        known: dict[str, Any] = {}
+        if isinstance(outcome, messages.StatusReply):
+            known = {
+                "software": outcome.software, "uptime": outcome.uptime / 1000, "clients": outcome.clients,
+                "partitions": outcome.partitions, "leading": outcome.leading,
+                "under_replicated": outcome.under_replicated, "size": outcome.size,
+                "disk_full": outcome.disk_full,
+            }  # fmt: skip
+        nodes.append(
+            NodeDescription(
+                node.name, node.host, node.port, rack=node.rack, alive=node.alive, **known
+            )
+        )
+    return ClusterDescription(
+        id=reply.cluster, name=reply.cluster_name, controller=reply.controller, version=reply.version,
+        nodes=tuple(nodes),
+    )  # fmt: skip
+
+
+def delete_records(topic: str, partition: int, before: int) -> Flow[int]:
+    """Moves a partition's log start up."""
+    _, found = yield from find_topic(topic)
+    message = messages.DeleteRecords(
+        topic=topic,
+        topic_id=found.topic_id,
+        partition=partition,
+        before=before,
+        request_id=request_id(),
+    )
+    (outcome,) = yield [Task(message, (topic, partition))]
+    return good(outcome, messages.DeleteRecordsReply).log_start
+
+
+def offsets(topic: str, at: At, partitions: list[int] | None) -> Flow[dict[int, int]]:
+    """An offset by its meaning, of each partition."""
+    _, found = yield from find_topic(topic)
+    numbers = [part.partition for part in found.partitions] if partitions is None else partitions
+    outcomes = yield [
+        Task(
+            messages.Offsets(
+                topic=topic, topic_id=found.topic_id, partition=number,
+                at="time" if isinstance(at, tuple) else at, time=at[1] if isinstance(at, tuple) else 0,
+            ),
+            (topic, number),
+        )
+        for number in numbers
+    ]  # fmt: skip
+    return {
+        number: good(outcome, messages.OffsetsReply).offset
+        for number, outcome in zip(numbers, outcomes, strict=True)
+    }
+
+
+def no_groups() -> NoReturn:
+    """Consumer groups come later."""
+    raise InvalidRequest("consumer groups are not there yet")
+
+
+def described(topic: messages.Topic, stats: dict[int, messages.PartitionStats]) -> TopicDescription:
+    """A topic as applications see it."""
+    partitions = []
+    for part in sorted(topic.partitions, key=lambda part: part.partition):
+        known: dict[str, Any] = {}
+        found = stats.get(part.partition)
+        if found is not None:
+            known = {
+                "start_offset": found.start_offset, "end_offset": found.end_offset,
+                "high_watermark": found.high_watermark, "flushed_offset": found.flushed_offset,
+                "size": found.size, "segments": found.segments, "records_rate": found.records_rate,
+                "bytes_rate": found.bytes_rate, "damaged": tuple(map(tuple, found.damaged)),
+            }  # fmt: skip
+        partitions.append(
+            PartitionDescription(
+                part.partition, part.leader, part.epoch, tuple(part.replicas), tuple(part.isr), **known
+            )
+        )  # fmt: skip
+    return TopicDescription(topic.name, topic.topic_id, dict(topic.settings), tuple(partitions))
