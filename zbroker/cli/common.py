@@ -44,6 +44,19 @@ def note(message: str) -> None:
     click.echo(f"zbroker: {printable(message)}", err=True)
 
 
+def log_to_stderr() -> None:
+    """Has the client's warnings come out in the form that every line on standard error has."""
+    import logging
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            complain(record.getMessage(), kind=record.levelname.lower())
+
+    logger = logging.getLogger("zbroker")
+    if not logger.handlers:
+        logger.addHandler(Handler(logging.WARNING))
+
+
 def output() -> BinaryIO:
     """Standard output for bytes."""
     return sys.stdout.buffer
