@@ -196,7 +196,7 @@ class NotLeader(ZBrokerError):
 
 
 class StaleEpoch(ZBrokerError):
-    """The request carries an older leader epoch than the partition's."""
+    """The request and the node do not agree on the partition's leader epoch: one of them is behind."""
 
     code = "stale_epoch"
     hint = "refresh"

@@ -16,7 +16,7 @@ import { Cluster, decodeBatches } from './wire.js'
 /** One partition: where its reader is, and how it gets on. */
 class Reader {
   constructor (cluster, partition, position, end) {
-    Object.assign(this, { cluster, partition, position, end, epoch: -1, known: 0, fetching: null })
+    Object.assign(this, { cluster, partition, position, end, epoch: -1, leaderEpoch: -1, known: 0, fetching: null })
     this.done = new Promise(resolve => { this.finish = resolve })
   }
 
@@ -56,6 +56,8 @@ class Reader {
   /** A pushed batch, or a beacon without one. */
   async onPush (head, batch) {
     if (head.topic_id !== this.cluster.id) return // the topic was made again under its old name
+    if (head.epoch < this.leaderEpoch) return // from a node that does not know yet that it leads no more
+    this.leaderEpoch = head.epoch
     this.known = Math.max(this.known, head.high_watermark ?? 0)
     if (this.fetching) return
     if (batch && Number(batch.readBigInt64LE(60)) <= this.position) this.take(batch)
@@ -63,13 +65,22 @@ class Reader {
   }
 }
 
+const SILENCE = 5000 // ms: beacons come every 500, so that this long without one means a dead connection
+
 async function subscribe (cluster, readers) {
-  const socket = new Subscriber({ linger: 0 })
-  for (const { host, port } of cluster.nodes) socket.connect(`tcp://${host}:${port + 1}`) // any may lead one day
-  for (const { partition } of readers) socket.subscribe(`${cluster.topic}/${partition}/`)
-  for await (const [, head, batch] of socket) {
-    const pushed = decode(head)
-    readers[pushed.partition ?? 0].onPush(pushed, batch).catch(stop)
+  for (;;) {
+    const socket = new Subscriber({ linger: 0 })
+    for (const { host, port } of cluster.nodes) socket.connect(`tcp://${host}:${port + 1}`) // any may lead one day
+    for (const { partition } of readers) socket.subscribe(`${cluster.topic}/${partition}/`)
+    let heard = Date.now()
+    const watch = setInterval(() => { if (Date.now() - heard > SILENCE) socket.close() }, 500)
+    for await (const [, head, batch] of socket) {
+      heard = Date.now()
+      const pushed = decode(head)
+      if ((pushed.v ?? 1) === 1) readers[pushed.partition ?? 0].onPush(pushed, batch).catch(stop)
+    }
+    clearInterval(watch)
+    await cluster.refresh().catch(() => {}) // begin anew, perhaps at other addresses
   }
 }
 
