@@ -61,6 +61,10 @@ class Index:
             self.max_timestamp = timestamp
         self.covered = position + size
 
+    def skip(self, position: int) -> None:
+        """What stands before a position is damaged: the batch there gets an entry, so that it is found."""
+        self._next = position
+
     def find(self, offset: int) -> int:
         """A position at or before the batch that holds an offset: where to start looking."""
         at = bisect_right(self.offsets, offset) - 1

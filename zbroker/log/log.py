@@ -53,7 +53,7 @@ from zbroker.log.events import (
     Truncated,
 )
 from zbroker.log.index import Index
-from zbroker.log.producers import ProducerTable
+from zbroker.log.producers import ProducerTable, Snapshot
 from zbroker.log.reading import FindTime, Place, Read, Span, damaged
 from zbroker.log.recovery import State as Recovered
 from zbroker.log.recovery import merge
@@ -174,6 +174,7 @@ class Log:
         self._snapshots: list[int] = []
         self._snapshot = -1
         self._snapshot_changes = -1
+        self._rolled: list[Snapshot] = []
         self._bytes_since = self._batches_since = 0
         self._checkpoint_due = False
         self._now = 0
@@ -184,7 +185,6 @@ class Log:
         self._close_wanted = False
         # Reading.
         self._generation += 1
-        self._cut_at = 1 << 62
         self._going_below = 0
         self._places: dict[int, tuple[int, int]] = {}
         self._loaded: dict[int, Segment] = {}
@@ -389,6 +389,9 @@ class Log:
         """A run is in its file."""
         assert segment.size == run.position
         if run.create:
+            snapshot = self.producers.snapshot(segment.base, self._written_time)
+            if snapshot.producers:
+                self._rolled.append(snapshot)
             self._segments.append(segment)
             self._creations += 1
             self._checkpoint_due = True
@@ -425,6 +428,7 @@ class Log:
         self.producers.rollback(self.written_offset, self._written_time)
         self._plan_from_written()
         self._begin_again(runs)
+        self._proceed()
         return AppendFailed(self.written_offset, error)
 
     def _begin_again(self, runs: list[Run]) -> None:
@@ -592,15 +596,16 @@ class Log:
             request.segments = [s.base for s in self._segments[:-1] if s.end <= start]
             self._going_below = start
         rows = [segment for segment in self._segments if segment.base not in request.segments]
+        request.snapshots = list(self._rolled)
         changes = self.producers.changes
         if changes == self._snapshot_changes:
             at = self._snapshot
         else:
             snapshot = self.producers.snapshot(self.written_offset, self._written_time)
             at = self.written_offset if snapshot.producers else -1
-            request.snapshot = snapshot if snapshot.producers else None
+            request.snapshots += [snapshot] if snapshot.producers else []
         request.changes = changes if self.written_offset == self.end_offset else -1
-        request.snapshots = self._obsolete_snapshots(rows, at)
+        request.obsolete = self._obsolete_snapshots(rows, at)
         request.indexes = [self._written_index(s) for s in rows if s.index and s.indexed < s.size]
         if request.purpose == "close" and self._epochs_unsaved:
             request.epochs = self._epochs.encode()
@@ -624,15 +629,8 @@ class Log:
         return index
 
     def _obsolete_snapshots(self, segments: list[Segment], newest: int) -> list[int]:
-        """All but the first of each segment, which a truncation starts from, and the two newest."""
-        bases = [segment.base for segment in segments]
-        kept = {newest, *self._snapshots[-2:]}
-        seen = set()
-        for offset in self._snapshots:
-            home = bisect_right(bases, offset)
-            if home and home not in seen:
-                seen.add(home)
-                kept.add(offset)
+        """All but those at the base of a segment, which a truncation starts from, and the two newest."""
+        kept = {newest, *self._snapshots[-2:], *(segment.base for segment in segments)}
         return [offset for offset in self._snapshots if offset not in kept]
 
     def _kept_up(self, completion: Completion) -> Event | None:
@@ -664,10 +662,9 @@ class Log:
         assert checkpoint is not None
         self._marked = True
         self._snapshot, self._snapshot_changes = checkpoint.snapshot, request.changes
-        if request.snapshot is not None and request.snapshot.offset not in self._snapshots:
-            self._snapshots.append(request.snapshot.offset)
-        gone = set(request.snapshots)
-        self._snapshots = [offset for offset in self._snapshots if offset not in gone]
+        saved = {snapshot.offset for snapshot in request.snapshots}
+        self._snapshots = sorted({*self._snapshots, *saved} - {*request.obsolete})
+        self._rolled = [snapshot for snapshot in self._rolled if snapshot.offset not in saved]
         covered = {index.base: index.covered for index in request.indexes}
         for segment in self._segments:
             segment.indexed = covered.get(segment.base, segment.indexed)
@@ -709,7 +706,6 @@ class Log:
         assert offset >= self.start_offset, (offset, self.start_offset)
         self._truncation = (token, offset)
         self._generation += 1
-        self._cut_at = min(offset, self.written_offset)
         self._proceed()
 
     def _start_truncation(self, token: Any, offset: int) -> None:
@@ -745,6 +741,7 @@ class Log:
     def _truncated(self, completion: Completion) -> Event:
         request: Truncate = completion.request  # type: ignore[assignment]
         self._upkeep = self._truncation = None
+        self._generation += 1
         if isinstance(completion.error, DiskFull):
             self._proceed()
             return Truncated(request.token, self.end_offset, completion.error)
@@ -753,11 +750,13 @@ class Log:
         cut: Cut = completion.result
         self._segments, self._epochs, self.producers = cut.segments, cut.epochs, cut.producers
         self.end_offset = self.written_offset = self.flushed_offset = cut.end
+        self.start_offset = min(self.start_offset, cut.end)
         self.last_append_time = self._written_time = cut.last_append_time
         self.last_epoch = self._epochs.last_epoch
         self._epoch_count = len(self._epochs.entries)
         self._epochs_unsaved = not cut.epochs_saved
         self._snapshots, self._snapshot_changes = cut.snapshots, -1
+        self._rolled = [snapshot for snapshot in self._rolled if snapshot.offset <= cut.end]
         self._marked = True
         self._unflushed.clear()
         self._unflushed_bytes = 0
@@ -824,23 +823,22 @@ class Log:
     def _read_done(self, completion: Completion) -> Event:
         request: Read = completion.request  # type: ignore[assignment]
         span: Span | None = completion.result
-        behind = request.offset if span is None else span.next
-        error = self._reading_error(completion.error, request.offset, behind, request.generation)
+        error = self._reading_error(completion.error, request.offset, request.generation)
         if isinstance(error, DataDamaged):
             first, last = error.details["first"], error.details["next"]
             self.damaged = merge([*self.damaged, (first, last)])
         if error is not None or span is None:
             return ReadDone(request.token, request.offset, request.offset, b"", error)
         assert request.place is not None or not span.chunk
-        if request.place is not None and request.generation == self._generation:
+        if request.place is not None:
             self._remember(request.place.base, span)
         return ReadDone(request.token, span.base, span.next, span.chunk)
 
     def _reading_error(
-        self, error: OSError | ZBrokerError | None, offset: int, behind: int, generation: int
+        self, error: OSError | ZBrokerError | None, offset: int, generation: int
     ) -> ZBrokerError | None:
         """What an error means, given what has happened to the log since the read was asked for."""
-        if generation != self._generation and (error is not None or behind > self._cut_at):
+        if generation != self._generation:
             return NotReady("the log was truncated while it was read; read it again")
         if error is None:
             return None
@@ -902,9 +900,9 @@ class Log:
     def _found(self, completion: Completion) -> Event:
         request: FindTime = completion.request  # type: ignore[assignment]
         offset, timestamp = completion.result or (request.limit, -1)
-        error = self._reading_error(
-            completion.error, request.start, min(offset + 1, request.limit), request.generation
-        )
+        error = self._reading_error(completion.error, request.start, request.generation)
+        if isinstance(error, OffsetOutOfRange | DataDamaged):
+            error = NotReady("segments were removed while they were searched; search again")
         if error is not None:
             return Found(request.token, request.limit, -1, error)
         return Found(request.token, max(offset, self.start_offset), timestamp)

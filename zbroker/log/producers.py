@@ -20,7 +20,7 @@ MAGIC = b"ZBPR"
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One batch of a producer, as its header says."""
+    """One batch of a producer, as its header says; `fresh`: the producer had been unknown, or had expired."""
 
     epoch: int
     base_sequence: int
@@ -28,6 +28,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     base_offset: int
     append_time: int
     leader_epoch: int
+    fresh: bool = False
 
 
 class Duplicate(msgspec.Struct, frozen=True, gc=False):
@@ -130,6 +131,8 @@ class ProducerTable:
         for entry in reversed(entries):
             if (entry.epoch, entry.base_sequence, entry.last_sequence) == wanted:
                 return Duplicate(entry.base_offset, entry.append_time, entry.leader_epoch)
+            if entry.fresh:
+                break
         expected = entries[-1].last_sequence + 1
         raise OutOfOrderSequence(
             f"producer {header.producer_id} continues at sequence {expected}, and the batch has "
@@ -144,6 +147,8 @@ class ProducerTable:
         self.time = header.append_time
 
     def _remember(self, header: BatchHeader) -> None:
+        entries = self._producers.setdefault(header.producer_id, [])
+        fresh = not entries or self.time - entries[-1].append_time > self.expiry
         entry = Entry(
             header.producer_epoch,
             header.base_sequence,
@@ -151,12 +156,9 @@ class ProducerTable:
             header.base_offset,
             header.append_time,
             header.leader_epoch,
+            fresh,
         )
         self.changes += 1
-        entries = self._producers.get(header.producer_id)
-        if entries is None or self.time - entries[-1].append_time > self.expiry:
-            self._producers[header.producer_id] = [entry]
-            return
         entries.append(entry)
         while len(entries) > self.WINDOW and entries[self.WINDOW].base_offset < self.settled:
             del entries[0]
@@ -178,7 +180,7 @@ class ProducerTable:
         for producer, entries in list(self._producers.items()):
             known = [entry for entry in entries if entry.base_offset < offset]
             if known and time - known[-1].append_time <= self.expiry:
-                state[producer] = known[-self.WINDOW :]
+                state[producer] = _since_fresh(known)[-self.WINDOW :]
             elif len(known) == len(entries):
                 del self._producers[producer]  # expired, and nothing in flight
         return Snapshot(offset, time, state)
@@ -191,3 +193,11 @@ class ProducerTable:
         self.time = snapshot.time
         self.settled = snapshot.offset
         self.changes += 1
+
+
+def _since_fresh(entries: list[Entry]) -> list[Entry]:
+    """The entries from the last one on at which the producer began anew."""
+    for at in range(len(entries) - 1, 0, -1):
+        if entries[at].fresh:
+            return entries[at:]
+    return entries

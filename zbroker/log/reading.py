@@ -14,7 +14,6 @@ import msgspec
 from zbroker.errors import (
     DataDamaged,
     InvalidRecord,
-    NotReady,
     UnsupportedAttribute,
     ZBrokerError,
 )
@@ -82,9 +81,9 @@ class Read(Request):
             index = _index(files, self.owner, self.place, self.interval)
             position = index.find(self.offset)
         span = self._read(files, path, position)
-        if (
-            span is None
-        ):  # the index led astray, or there is damage between its entry and the offset
+        if span is None:
+            # The index led astray, or there is damage between its entry and the offset: one that is built now has
+            # an entry behind each damage, so that the second try fails only at the damage itself.
             index = build_index(files, self.owner, self.place.base, self.place.size, self.interval)
             span = self._read(files, path, index.find(self.offset))
             if span is None:
@@ -139,15 +138,15 @@ class Read(Request):
         chunk = data if not first and at == len(data) else data[first:at]
         return Span(chunk, base, bounds.offset, start + at)
 
-    def _damage(self, files: Files, path: str) -> ZBrokerError:
+    def _damage(self, files: Files, path: str) -> DataDamaged:
         """The range that cannot be read around the offset."""
         place = self.place
         assert place is not None
         bounds = Bounds(place.base, limit=place.end)
-        for found in scan(files, path, 0, place.size, bounds, payloads=True):
+        for found in scan(files, path, 0, place.size, bounds, payloads=False):
             if not isinstance(found, Gap):
                 if found[1].next_offset > self.offset:
-                    return NotReady(f"reading offset {self.offset} failed once; read it again")
+                    return damaged(found[1].base_offset, found[1].next_offset)
             elif found.next is None or found.next > self.offset:
                 return damaged(found.first, place.end if found.next is None else found.next)
         return damaged(bounds.offset, place.end)

@@ -43,6 +43,7 @@ class State(msgspec.Struct):
     last_append_time: int = -1
     snapshots: list[int] = []
     snapshot: int = -1
+    rolled: list[producers.Snapshot] = []
     damaged: list[tuple[int, int]] = []
     clean: bool = True
     in_use: bool = True
@@ -120,6 +121,7 @@ class _Recovery:
             while above:
                 above = names.parent(above)
                 self.files.flush_folder(above)
+        self.state.in_use = False
         self.table.clamp(0)
         if not self.epochs_known and names.EPOCHS in self.listing:
             self._save_small(names.EPOCHS, self.table.encode())
@@ -217,7 +219,7 @@ class _Recovery:
         else:
             first = None
             if last is not None:
-                bounds = Bounds(last.base, bounds.epoch)
+                state.damaged.append((last.base, known.offset))
         state.last_append_time = known.last_append_time
         self._restore_producers(known, min(known.offset, bounds.offset))
         self._scan(todo, first, bounds, known.offset)
@@ -272,6 +274,10 @@ class _Recovery:
             size = self.sizes[base]
             segment = first if first is not None and base == first.base else Segment(base)
             segment.index = self._index_until(segment, position)
+            if not position and scans:
+                self.state.rolled.append(
+                    self.state.producers.snapshot(bounds.offset, self.state.last_append_time)
+                )
             bounds.offset = max(bounds.offset, base)
             bounds.limit = todo[number + 1][0] if number + 1 < len(todo) else 1 << 62
             scanned = _Scanned(segment, size, position, position)
@@ -286,6 +292,7 @@ class _Recovery:
         path, epoch = self._path(segment.base), None
         for found in scan(self.files, path, scanned.start, scanned.size, bounds, payloads=True):
             if isinstance(found, Gap):
+                index.skip(found.until)
                 if found.next is not None and found.next > found.first:
                     state.damaged.append((found.first, found.next))
                 continue
@@ -306,7 +313,9 @@ class _Recovery:
     def _settle(self, scans: list[_Scanned], expected: int, floor: int) -> None:
         """What the scans mean: where the log ends, what is damage, what is torn."""
         state = self.state
-        last = max((n for n, scanned in enumerate(scans) if scanned.found), default=0)
+        holds_end = bool(scans) and scans[0].segment.base <= expected
+        default = 0 if holds_end else -1
+        last = max((n for n, scanned in enumerate(scans) if scanned.found), default=default)
         end, time = expected, -1
         for scanned in scans[: last + 1]:
             segment = scanned.segment
@@ -317,21 +326,23 @@ class _Recovery:
             time = segment.last_append_time = max(time, segment.last_append_time)
             state.segments.append(segment)
         lost = end < floor
-        if scans and not lost:
+        if last >= 0 and not lost:
             self._cut(scans[last])
         if lost:
             state.damaged.append((end, floor))
             end = floor
         for scanned in scans[last + 1 :]:
             state.torn_bytes += scanned.size
-            if scanned.segment.base == end and end > state.segments[-1].base:
+            if scanned.segment.base == end and (
+                not state.segments or end > state.segments[-1].base
+            ):
                 if scanned.size:
                     self.files.truncate(self._path(end), 0)
                 state.segments.append(Segment(end, end=end, index=self._new_index(end)))
             else:
                 self._remove(names.path(self.folder, scanned.segment.base, names.INDEX))
                 self._remove(self._path(scanned.segment.base))
-        if (lost or not scans) and (not state.segments or state.segments[-1].base < end):
+        if not state.segments or ((lost or last < 0) and state.segments[-1].base < end):
             self.files.write(self._path(end), 0, [])
             state.segments.append(Segment(end, end=end, index=self._new_index(end)))
         for segment, following in pairwise(state.segments):
@@ -361,6 +372,12 @@ class _Recovery:
         for offset in [offset for offset in state.snapshots if offset > state.end]:
             self._remove(names.path(folder, offset, names.PRODUCERS))
             state.snapshots.remove(offset)
+        bases = {segment.base for segment in state.segments}
+        for snapshot in state.rolled:
+            if snapshot.producers and snapshot.offset in bases:
+                name = f"{snapshot.offset:020d}{names.PRODUCERS}"
+                if self._save_small(name, snapshot.encode()) and name not in self.listing:
+                    state.snapshots.append(snapshot.offset)
         self._save_snapshot()
         for segment in state.segments:
             if segment.index is not None:
@@ -388,7 +405,7 @@ class _Recovery:
     def _restore_producers(self, known: Checkpoint, offset: int) -> None:
         """The producers' state at an offset at or before the checkpoint's."""
         state = self.state
-        if offset == known.offset and known.snapshot < 0:
+        if offset == known.offset and known.snapshot == -1:
             state.producers.time = known.last_append_time
             return
         if offset == known.offset and (snapshot := self._load_snapshot(known.snapshot)) is not None:
@@ -476,7 +493,7 @@ class _Recovery:
 
 def _segments(rows: list[SegmentRow], end: int) -> list[Segment]:
     """The segments of a checkpoint; each ends where the next begins, the last at `end`."""
-    ends = [row.base for row in rows[1:]] + [end]
+    ends = [*(row.base for row in rows[1:]), end][: len(rows)]
     return [
         Segment(row.base, row.size, behind, -1, row.last_append_time, row.max_timestamp)
         for row, behind in zip(rows, ends, strict=True)
@@ -498,9 +515,11 @@ def build_index(files: Files, folder: str, base: int, end: int, interval: int) -
     index = Index(base, interval)
     path = names.path(folder, base, names.LOG)
     for found in scan(files, path, 0, end, Bounds(base), payloads=False):
-        if not isinstance(found, Gap):
-            position, header = found
-            index.add(header.base_offset, position, header.size, header.latest_timestamp)
+        if isinstance(found, Gap):
+            index.skip(found.until)
+            continue
+        position, header = found
+        index.add(header.base_offset, position, header.size, header.latest_timestamp)
     index.covered = end
     return index
 

@@ -17,7 +17,14 @@ from zbroker.log.checkpoint import Checkpoint
 from zbroker.log.epochs import EpochTable
 from zbroker.log.index import Index
 from zbroker.log.producers import ProducerTable, Snapshot
-from zbroker.log.recovery import UNSAVED, State, build_index, rebuild_producers, recover
+from zbroker.log.recovery import (
+    UNSAVED,
+    State,
+    build_index,
+    newest_snapshot,
+    rebuild_producers,
+    recover,
+)
 from zbroker.log.segment import Bounds, Gap, Segment, scan
 from zbroker.log.settings import LogSettings
 from zbroker.log.storage import Files, Request, Storage
@@ -109,11 +116,11 @@ class Upkeep(Request):
         flush: (base offset, size at submission) of the segments that are not flushed yet.
         flush_folder: whether names in the folder are not on disk yet; `creations` counts which.
         checkpoint: None for a flush alone.
-        snapshot: producers' state at the checkpoint's offset, None where the last one still says it.
+        snapshots: producers' states to save: at rolls since the last time, and at the checkpoint's offset.
         indexes: indexes to save; they are not waited for, since they can be rebuilt.
         epochs: the epoch table's bytes where it was never saved.
         segments: base offsets of the segments to remove.
-        snapshots: offsets of the producer snapshots to remove.
+        obsolete: offsets of the producer snapshots to remove.
     """
 
     purpose: Purpose
@@ -123,11 +130,11 @@ class Upkeep(Request):
     creations: int
     changes: int = -1
     checkpoint: Checkpoint | None = None
-    snapshot: Snapshot | None = None
+    snapshots: list[Snapshot] = msgspec.field(default_factory=list)
     indexes: list[Index] = msgspec.field(default_factory=list)
     epochs: bytes | None = None
     segments: list[int] = msgspec.field(default_factory=list)
-    snapshots: list[int] = msgspec.field(default_factory=list)
+    obsolete: list[int] = msgspec.field(default_factory=list)
 
     def run(self, files: Files) -> bool:
         """Whether the checkpoint is saved; a full disk leaves the old one, and removes nothing that counts."""
@@ -145,16 +152,16 @@ class Upkeep(Request):
             return False
         for base in self.segments:
             _remove(files, names.path(self.owner, base, names.LOG))
-        for offset in self.snapshots:
+        for offset in self.obsolete:
             _remove(files, names.path(self.owner, offset, names.PRODUCERS))
         return True
 
     def _save(self, files: Files, checkpoint: Checkpoint) -> None:
         if self.epochs is not None:
             save(files, self.owner, names.EPOCHS, self.epochs)
-        if self.snapshot is not None:
-            name = f"{self.snapshot.offset:020d}{names.PRODUCERS}"
-            save(files, self.owner, name, self.snapshot.encode())
+        for snapshot in self.snapshots:
+            name = f"{snapshot.offset:020d}{names.PRODUCERS}"
+            save(files, self.owner, name, snapshot.encode())
         for index in self.indexes:
             name = f"{index.base:020d}{names.INDEX}"
             with contextlib.suppress(OSError):
@@ -243,6 +250,9 @@ class Truncate(Request):
             if header.next_offset > self.offset:
                 break
             position, end, time = found[0] + header.size, header.next_offset, header.append_time
+        if time < 0:  # what came before was removed; a snapshot may still know how late it was
+            snapshot = newest_snapshot(files, self.owner, self.snapshots, end)
+            time = -1 if snapshot is None else snapshot.time
         return kept, position, end, time
 
     def _step_back(

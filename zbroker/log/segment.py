@@ -191,14 +191,15 @@ def header_at(data: bytes, at: int, bounds: Bounds, *, exact: bool) -> BatchHead
 def find_next(files: Files, path: str, position: int, end: int, bounds: Bounds) -> Gap:
     """Steps over what is damaged at a position, to the next batch that is whole.
 
-    Where the header at the position is itself whole, its length says where to go on; else the bytes are searched. A
-    batch that continues a chain (the next one follows it, or the end) goes before one that stands alone, so that
-    a record which holds somebody else's log is not taken for ours.
+    Where the header at the position is itself whole, its length says where to go on; else the bytes are searched.
+    What is found may stand inside a record that holds somebody else's log: a batch that continues a chain (the next
+    one follows it, or the end) is believed, and one that stands alone before it only if the offsets leave it room.
     """
     head = read_leniently(files, path, position, min(HEADER_SIZE, end - position))
     own = header_at(head, 0, bounds, exact=True)
     begin = position + 1 if own is None else min(position + own.size, end)
-    alone: tuple[int, int] | None = None
+    alone: Gap | None = None
+    alone_behind = 0
     for candidate in _magics(files, path, begin, end):
         trial = Bounds(bounds.offset, bounds.epoch, bounds.time, bounds.limit)
         header = _whole(files, path, candidate, end, trial, exact=False)
@@ -206,12 +207,12 @@ def find_next(files: Files, path: str, position: int, end: int, bounds: Bounds) 
             continue
         trial.accept(header)
         after = candidate + header.size
+        gap = Gap(position, candidate, bounds.offset, header.base_offset)
         if after == end or _whole(files, path, after, end, trial, exact=True) is not None:
-            return Gap(position, candidate, bounds.offset, header.base_offset)
-        alone = alone or (candidate, header.base_offset)
-    if alone is not None:
-        return Gap(position, alone[0], bounds.offset, alone[1])
-    return Gap(position, end, bounds.offset, None)
+            return gap if alone is None or alone_behind > header.base_offset else alone
+        if alone is None:
+            alone, alone_behind = gap, header.next_offset
+    return alone or Gap(position, end, bounds.offset, None)
 
 
 def _whole(
