@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -74,6 +75,67 @@ def kind_of(kind: inspect.Type) -> str:
     return names[type(kind)]
 
 
+def rule_of(kind: inspect.Type) -> str:
+    """A type as ABNF."""
+    match kind:
+        case inspect.Metadata():
+            return rule_of(kind.type)
+        case inspect.UnionType():
+            return f"({' / '.join(map(rule_of, kind.types))})"
+        case inspect.LiteralType():
+            values = [f'"{value}"' for value in kind.values]
+            return f"({' / '.join(values)})"
+        case inspect.StructType():
+            return rule_name(kind.cls)
+        case inspect.ListType():
+            return f"array-of {rule_of(kind.item_type)}"
+        case inspect.TupleType():
+            return f"array {' '.join(map(rule_of, kind.item_types))}"
+        case inspect.DictType():
+            return f"map-of (str {rule_of(kind.value_type)})"
+    return kind_of(kind).partition(",")[0].replace("anything", "any")
+
+
+def rule_name(kind: type) -> str:
+    """A struct's name in the grammar: `PartitionStats` is `partition-stats`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
+
+
+def rule(name: str, kind: type, *opening: str) -> str:
+    """The ABNF of one map."""
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)
+    fields = [f'"{field.name}" {rule_of(field.type)}' for field in info.fields]
+    parts = [
+        f"{name:23}= map",
+        *opening,
+        "*(",
+        *(f"{field} /" for field in fields[:-1]),
+        fields[-1],
+        ")",
+    ]
+    whole = " ".join(part.replace(" ", "\0") for part in parts)  # lines break between fields only
+    lines = textwrap.wrap(whole, 100, subsequent_indent=" " * 25, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
+
+
+def grammar(op: str, request: type, reply: type) -> str:
+    """The ABNF of one command: what the client (C) and the node (N) send."""
+    name = op.replace("_", "-")
+    body = {"produce": " batch"}.get(op, "")
+    chunk = {"fetch": " chunk"}.get(op, "")
+    answer = f"[delimiter] ( {name}-reply{chunk} / error )"
+    if op == "produce":
+        answer = f"[ {answer} ]   ; nothing where acks is none"
+    rules = [
+        f"C:{name:21}= [delimiter] {name}-request{body}",
+        f"N:{name:21}= {answer}",
+        rule(f"{name}-request", request, f'"op" "{op}"'),
+        rule(f"{name}-reply", reply, f'"op" "{op}"'),
+    ]
+    return "```abnf\n" + "\n".join(rules) + "\n```\n"
+
+
 def default_of(field: inspect.Field) -> str:
     """A field's default as text: what its absence means."""
     if field.required:
@@ -116,28 +178,29 @@ def commands() -> str:
     for kind in get_args(Request):
         op = kind.__struct_config__.tag
         reply = REPLIES[op]
-        parts += [f"#### {op}\n", sentence(kind) + "\n", f"Request `{op}`:\n", fields_of(kind)]
+        parts += [f"#### {op}\n", sentence(kind) + "\n", grammar(op, kind, reply)]
+        parts += [f"Request `{op}`:\n", fields_of(kind)]
         parts += [f"Reply `{op}`: {sentence(reply)}\n", fields_of(reply)]
-    parts += ["#### error\n", sentence(messages.ErrorReply) + "\n", fields_of(messages.ErrorReply)]
+    error = "```abnf\n" + rule("error", messages.ErrorReply, '"op" "error"') + "\n```\n"
+    parts += ["#### error\n", sentence(messages.ErrorReply) + "\n", error]
+    parts.append(fields_of(messages.ErrorReply))
     return "\n".join(parts)
 
 
 def structures() -> str:
     """Maps that stand inside replies."""
-    return "\n".join(
-        part
-        for kind in SHARED
-        for part in (f"#### {kind.__name__}\n", sentence(kind) + "\n", fields_of(kind))
-    )
+    return "\n".join(part for kind in SHARED for part in described(kind))
+
+
+def described(kind: type) -> tuple[str, ...]:
+    """A map's paragraph, grammar and table."""
+    abnf = "```abnf\n" + rule(rule_name(kind), kind) + "\n```\n"
+    return f"#### {kind.__name__}\n", sentence(kind) + "\n", abnf, fields_of(kind)
 
 
 def pushed() -> str:
     """Heads of what is pushed."""
-    return "\n".join(
-        part
-        for kind in (Push, ClusterChange)
-        for part in (f"#### {kind.__name__}\n", sentence(kind) + "\n", fields_of(kind))
-    )
+    return "\n".join(part for kind in (Push, ClusterChange) for part in described(kind))
 
 
 def errors() -> str:
