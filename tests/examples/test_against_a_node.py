@@ -200,6 +200,22 @@ def test_javascript_survives_a_restart_of_the_node(javascript: Path, tmp_path: P
         assert found == [*range(20_000), *range(20_000)]
 
 
+def test_a_javascript_consumer_outlives_its_node(javascript: Path, tmp_path: Path) -> None:
+    """It goes on where it was, with every record once."""
+    with running_node(tmp_path / "node") as node:
+        with RawClient(node.servers) as client:
+            client.create_topic("kept")
+            write(client, "kept", [(None, b"before")] * 5, 0)
+        command = ["node", "consumer.js", "--servers", node.servers, "--from", "earliest", "kept"]
+        with Lines(command, javascript) as consumer:
+            assert [json.loads(consumer.next())["offset"] for _ in range(5)] == [*range(5)]
+            node.kill()
+            node.start()
+            with RawClient(node.servers) as client:
+                write(client, "kept", [(None, b"after")] * 5, 2)
+            assert [json.loads(consumer.next())["offset"] for _ in range(5)] == [*range(5, 10)]
+
+
 @pytest.mark.parametrize("script", ["producer.js", "consumer.js"])
 def test_javascript_says_what_is_wrong(script: str, javascript: Path, shared: NodeProcess) -> None:
     done = run(["node", script, "--servers", shared.servers, "nowhere"], javascript, "a\n")
