@@ -616,11 +616,14 @@ class Log:
             self._written_time,
             at,
             [SegmentRow(s.base, s.size, s.last_append_time, s.max_timestamp) for s in rows],
-            [(first, behind) for first, behind in self.damaged if behind > start],
+            self._damage_from(start),
         )
         self._bytes_since = self._batches_since = 0
         self._checkpoint_due = False
         self._checkpoint_at = self._now
+
+    def _damage_from(self, start: int) -> list[tuple[int, int]]:
+        return merge([(max(first, start), behind) for first, behind in self.damaged])
 
     def _written_index(self, segment: Segment) -> Index:
         assert segment.index is not None
@@ -678,7 +681,7 @@ class Log:
             self.start_offset = request.checkpoint.start
             self.size -= sum(s.size for s in self._segments if s.base in gone)
             self._segments = [s for s in self._segments if s.base not in gone]
-            self.damaged = [pair for pair in self.damaged if pair[1] > self.start_offset]
+            self.damaged = self._damage_from(self.start_offset)
             self._loaded = {base: s for base, s in self._loaded.items() if base not in gone}
         else:
             error = DiskFull("the disk is full, and the log start offset could not be saved")

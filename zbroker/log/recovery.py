@@ -22,7 +22,7 @@ from zbroker.log import index as indexes
 from zbroker.log.checkpoint import Checkpoint, SegmentRow
 from zbroker.log.epochs import EpochTable
 from zbroker.log.index import Index
-from zbroker.log.producers import ProducerTable
+from zbroker.log.producers import ProducerTable, Snapshot
 from zbroker.log.segment import CHUNK, Bounds, Gap, Segment, header_at, read_leniently, scan
 from zbroker.log.settings import LogSettings
 from zbroker.log.storage import Files
@@ -43,7 +43,7 @@ class State(msgspec.Struct):
     last_append_time: int = -1
     snapshots: list[int] = []
     snapshot: int = -1
-    rolled: list[producers.Snapshot] = []
+    rolled: list[Snapshot] = []
     damaged: list[tuple[int, int]] = []
     clean: bool = True
     in_use: bool = True
@@ -179,9 +179,9 @@ class _Recovery:
         else:
             self._scan_behind(known)
         state.epochs.clamp(state.end)
-        state.damaged = [
-            (first, behind) for first, behind in merge(state.damaged) if behind > state.start
-        ]
+        state.damaged = merge(
+            [(max(first, state.start), behind) for first, behind in state.damaged]
+        )
         self._make_durable()
 
     def _usable_checkpoint(self) -> Checkpoint | None:
@@ -423,10 +423,10 @@ class _Recovery:
         )  # fmt: skip
         state.producers, state.snapshot = table, at
 
-    def _newest_snapshot(self, limit: int) -> producers.Snapshot | None:
+    def _newest_snapshot(self, limit: int) -> Snapshot | None:
         return newest_snapshot(self.files, self.folder, self.state.snapshots, limit)
 
-    def _load_snapshot(self, offset: int) -> producers.Snapshot | None:
+    def _load_snapshot(self, offset: int) -> Snapshot | None:
         return load_snapshot(self.files, self.folder, offset)
 
     def _save_snapshot(self) -> None:
@@ -524,7 +524,7 @@ def build_index(files: Files, folder: str, base: int, end: int, interval: int) -
     return index
 
 
-def load_snapshot(files: Files, folder: str, offset: int) -> producers.Snapshot | None:
+def load_snapshot(files: Files, folder: str, offset: int) -> Snapshot | None:
     """The producer snapshot at an offset, None where it is missing or damaged."""
     if offset < 0:
         return None
@@ -533,9 +533,7 @@ def load_snapshot(files: Files, folder: str, offset: int) -> producers.Snapshot 
     return snapshot if snapshot is not None and snapshot.offset == offset else None
 
 
-def newest_snapshot(
-    files: Files, folder: str, offsets: list[int], limit: int
-) -> producers.Snapshot | None:
+def newest_snapshot(files: Files, folder: str, offsets: list[int], limit: int) -> Snapshot | None:
     """The newest whole producer snapshot at or below an offset."""
     for offset in sorted(offsets, reverse=True):
         if offset <= limit and (found := load_snapshot(files, folder, offset)) is not None:

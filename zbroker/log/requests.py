@@ -21,6 +21,7 @@ from zbroker.log.recovery import (
     UNSAVED,
     State,
     build_index,
+    merge,
     newest_snapshot,
     rebuild_producers,
     recover,
@@ -265,6 +266,9 @@ class Truncate(Request):
                 rows[-1].size, rows[-1].last_append_time = position, time
             checkpoint.offset, checkpoint.last_append_time = end, time
             checkpoint.segments = rows
+        checkpoint.damaged = merge(
+            [(first, min(behind, end)) for first, behind in checkpoint.damaged]
+        )
         checkpoint.clean = False
         checkpoint.snapshot = UNSAVED
         save_checkpoint(files, self.owner, checkpoint)
