@@ -17,7 +17,7 @@ from itertools import repeat
 from time import monotonic, time
 from typing import Any
 
-from zbroker.client.delivery import Batch, Delivery, OnDelivery
+from zbroker.client.delivery import Batch, Delivery, Entry, OnDelivery
 from zbroker.client.guard import wait_event
 from zbroker.client.partitioner import crc32
 from zbroker.client.records import Headers
@@ -178,7 +178,7 @@ class Accumulator:
             batch.advance(wall)
         delta = batch.delta
         keys, values, headers = records
-        new = list(zip(repeat(delta), keys, values, headers, strict=False))
+        new = list(map(Entry, repeat(delta), keys, values, headers))
         into = batch.records
         index = len(into)
         into.extend(new)
@@ -291,7 +291,7 @@ class Accumulator:
         if timestamp is not None:
             delta = timestamp - batch.base_ms
             batch.explicit = True
-        record = (delta, key, value, headers)
+        record = Entry(delta, key, value, headers)
         records = batch.records
         index = len(records)
         records.append(record)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from zbroker.client.accumulator import RECORD_OVERHEAD, Accumulator
 from zbroker.client.bulk import Bulk
 from zbroker.client.connection import Connection
-from zbroker.client.delivery import Batch, Delivery, DeliveryGroup, OnDelivery
+from zbroker.client.delivery import Batch, Delivery, DeliveryGroup, Entry, OnDelivery
 from zbroker.client.exchange import Body, Exchange
 from zbroker.client.guard import Guarded, check_timeout, option, ran_out
 from zbroker.client.metadata import BATCH_MAX, Cluster
@@ -32,7 +32,7 @@ from zbroker.units import Address, UnitError, parse_servers
 
 logger = logging.getLogger("zbroker.client")
 
-BATCH_BYTES = 128 * 1024
+BATCH_BYTES = 256 * 1024
 BUFFER_BYTES = 64 << 20
 EXIT_PATIENCE = 5.0
 """Seconds that a producer which nobody closed has to empty its buffer when the interpreter exits."""
@@ -247,7 +247,7 @@ class Producer(Guarded):
                     if wall >= batch.tick:
                         batch.advance(wall)
                     delta = batch.delta
-                    record = (delta, key, value, ())
+                    record = Entry(delta, key, value, ())
                     records.append(record)
                     batch.size = size
                     if records[index] is not record or batch.closed:

@@ -33,12 +33,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from zbroker.client.accumulator import Accumulator
-from zbroker.client.delivery import Batch
+from zbroker.client.delivery import Batch, Entry
 from zbroker.client.exchange import Backoff, Body, Call, Exchange, Outcome
 from zbroker.client.metadata import Cluster, TopicView
 from zbroker.client.partitioner import crc32
@@ -55,7 +55,6 @@ from zbroker.errors import (
 from zbroker.protocol import messages
 from zbroker.protocol.batch import (
     NO_PRODUCER,
-    EncodedRecord,
     decode_records,
     encode_batch,
     read_header,
@@ -274,7 +273,7 @@ class ProducerCore:
         self._turn += 1
         keyless = self._turn % count
         places = [
-            targets[index] if index in targets else keyless if record[1] is None else crc32(record[1]) % count
+            targets[index] if index in targets else keyless if record.key is None else crc32(record.key) % count
             for index, record in enumerate(records)
         ]  # fmt: skip
         groups: dict[int, list[int]] = {}
@@ -288,7 +287,7 @@ class ProducerCore:
                 self._enqueue(child)
 
     def _replace(
-        self, batch: Batch, groups: list[tuple[int, list[int]]], records: Sequence[EncodedRecord]
+        self, batch: Batch, groups: list[tuple[int, list[int]]], records: Sequence[Entry]
     ) -> None:
         """Puts a batch's records into new batches, one a group of indexes; they end up in `_children`."""
         where: list[tuple[Batch, int]] = [(batch, 0)] * batch.count
@@ -418,15 +417,15 @@ class ProducerCore:
 
     def _encode(self, batch: Batch) -> None:
         """Turns records into bytes, with an identity where the batch has one already."""
-        records = batch.taken or ()
+        entries = batch.taken or ()
         base, latest = batch.base_ms, batch.base_ms + batch.delta
         if batch.explicit:
-            first = records[0][0]
-            base += first
-            records = [
-                (delta - first, key, value, headers) for delta, key, value, headers in records
-            ]
-            latest = base + max(record[0] for record in records)
+            shift = entries[0].delta
+            base += shift
+            for entry in entries:
+                entry.delta -= shift
+            latest = base + max(entry.delta for entry in entries)
+        records: Any = entries
         batch.data = encode_batch(
             records, base_timestamp=base, max_timestamp=latest, codec=self.settings.codec,
             producer_id=self.producer_id if batch.sequence >= 0 else NO_PRODUCER,
@@ -523,14 +522,13 @@ class ProducerCore:
     def _split(self, stream: Stream, batch: Batch) -> None:
         """Divides a batch that is too large for the node in two, in the same sequences."""
         assert batch.data is not None
-        records = [
-            record
-            for record in decode_records(batch.data, 0, read_header(batch.data))
-            if record is not None
-        ]
         header = read_header(batch.data)
         shift = header.base_timestamp - batch.base_ms
-        records = [(delta + shift, key, value, headers) for delta, key, value, headers in records]
+        records = [
+            Entry(row[0] + shift, *row[1:])
+            for row in decode_records(batch.data, 0, header)
+            if row is not None
+        ]
         middle = batch.count // 2
         halves = [list(range(middle)), list(range(middle, batch.count))]
         place = stream.unacked.index(batch)
