@@ -392,9 +392,9 @@ class Log:
             snapshot = self.producers.snapshot(segment.base, self._written_time)
             if snapshot.producers:
                 self._rolled.append(snapshot)
+            self._checkpoint_due = self._checkpoint_due or bool(self._segments)
             self._segments.append(segment)
             self._creations += 1
-            self._checkpoint_due = True
         segment.size += run.size
         segment.end = self.written_offset = run.end_offset
         if run.size:

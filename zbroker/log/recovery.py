@@ -92,13 +92,14 @@ class _Recovery:
         self.marked = names.FSYNC_FAILED in self.listing
         self.state = State(self.table, ProducerTable(settings.producer_expiry))
         self.sizes: dict[int, int] = {}
+        self.leftovers: list[int] = []
 
     def run(self) -> State:
         state = self.state
         if self.checkpoint is None and not self.bases:
             self._begin()
         else:
-            self._remove_leftovers()
+            self._set_leftovers_aside()
             self.sizes = {base: self.files.size(self._path(base)) for base in self.bases}
             state.snapshots = names.offsets(self.listing, names.PRODUCERS)
             state.clean = self._is_clean()
@@ -106,6 +107,7 @@ class _Recovery:
                 self._trust_all()
             else:
                 self._mend()
+            self._remove_leftovers()
         if state.segments:
             self._prepare_active(state.segments[-1])
         state.producers.settled = state.end
@@ -133,11 +135,15 @@ class _Recovery:
         table = None if body is None else epochs.decode(body)
         return (EpochTable(), False) if table is None else (table, True)
 
-    def _remove_leftovers(self) -> None:
-        """Segments that retention had given up before the crash, and half-written copies of ours."""
+    def _set_leftovers_aside(self) -> None:
+        """Segments that retention had given up before the crash: not looked at, but for producers' headers."""
         start = 0 if self.checkpoint is None else self.checkpoint.start
         while len(self.bases) > 1 and self.bases[1] <= start:
-            base = self.bases.pop(0)
+            self.leftovers.append(self.bases.pop(0))
+
+    def _remove_leftovers(self) -> None:
+        """Those segments, now that what they knew is on disk elsewhere, and half-written copies of ours."""
+        for base in self.leftovers:
             for suffix in (names.INDEX, names.LOG):
                 self._remove(names.path(self.folder, base, suffix))
         for name in self.listing:
@@ -384,8 +390,9 @@ class _Recovery:
                 name = f"{segment.base:020d}{names.INDEX}"
                 with contextlib.suppress(OSError):
                     envelope.save(files, folder, name, segment.index.encode(), durable=False)
-        saved = self._save_checkpoint(clean=False)
-        if self.marked and saved:
+        if not self._save_checkpoint(clean=False):
+            self.leftovers.clear()  # the old checkpoint may need their headers once more
+        elif self.marked:
             self._remove(f"{folder}/{names.FSYNC_FAILED}")
             envelope.flush_folder(files, folder)
 
