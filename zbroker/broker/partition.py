@@ -305,8 +305,12 @@ class Partition:
     # Appending and committing ---
 
     def _append(self, batch: Frame, header: BatchHeader, wall: int) -> BatchHeader:
+        """Stamps the batch, in place where its frame allows that, and hands it to the log."""
         log = self.log
-        stamped = bytearray(batch)
+        if isinstance(batch, memoryview) and not batch.readonly:
+            stamped: bytearray | memoryview = batch
+        else:
+            stamped = bytearray(batch)
         stamp(
             stamped,
             base_offset=log.end_offset,

@@ -32,7 +32,7 @@ from zbroker.units import Address, UnitError, parse_servers
 
 logger = logging.getLogger("zbroker.client")
 
-BATCH_BYTES = 256 * 1024
+BATCH_BYTES = 512 * 1024
 BUFFER_BYTES = 64 << 20
 EXIT_PATIENCE = 5.0
 """Seconds that a producer which nobody closed has to empty its buffer when the interpreter exits."""

@@ -18,14 +18,17 @@ from zbroker.broker.ports import Conversation
 from zbroker.errors import AddressInUse
 from zbroker.protocol import frames as wire
 from zbroker.protocol.batch import Buffer
+from zbroker.protocol.frames import Frame
 from zbroker.protocol.messages import ClusterChange, ErrorReply, Push, Reply
 
 REPLIES_MAX = 1000
 """Replies that may wait for one client before more are dropped."""
-PUSHES_MAX = 500
+PUSHES_MAX = 200
 """Pushed messages that may wait for one subscriber before more are dropped; it fetches what it missed."""
-PUSHED_BATCH_MAX = 256 << 10
+PUSHED_BATCH_MAX = 640 << 10
 """Larger batches are announced by a beacon and fetched: so a subscriber that does not read holds 125 MiB at most."""
+SMALL_FRAME = 1024
+"""Frames up to this size are copied out of libzmq's buffers: a head, or a batch that is not worth a view."""
 COPY_MAX = 128 << 10
 """Bodies up to this size are copied into the message: cheaper than to be told when a larger one is sent."""
 REBIND_S = 5.0
@@ -34,6 +37,10 @@ HANDSHAKE_MS = 3000
 """How long a TCP connection may stay silent before it is dropped."""
 SEEN_MAX_MS = 60_000
 """How long a silent client counts towards the limit on clients."""
+
+# Plain numbers: zmq's own are enumerations, and combining those costs more than sending.
+NOBLOCK = int(zmq.NOBLOCK)
+MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 class Sockets:
@@ -98,15 +105,21 @@ class Sockets:
 
     # Receiving ---
 
-    def requests(self, most: int, now: int) -> Iterator[tuple[bytes, list[bytes]]]:
+    def requests(self, most: int, now: int) -> Iterator[tuple[bytes, list[Frame]]]:
         """Up to `most` requests that have arrived: client and frames, the routing id apart."""
-        receive = self.router.recv_multipart
+        receive = self.router.recv
         for _ in range(most):
             try:
-                frames = receive(zmq.NOBLOCK)
+                frame = receive(NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            client = frames.pop(0)
+            frames: list[Frame] = [frame.bytes]
+            while frame.more:
+                frame = receive(NOBLOCK, copy=False)
+                if len(frames) <= wire.FRAMES_MAX + 1:
+                    # A batch is stamped where libzmq received it, and sent on to subscribers from there.
+                    frames.append(frame.bytes if len(frame) <= SMALL_FRAME else frame.buffer)
+            client = bytes(frames.pop(0))
             if self._admit(client, now):
                 yield client, frames
             else:
@@ -138,14 +151,18 @@ class Sockets:
             if to.delimited
             else [to.client, wire.encode(message)]
         )
+        send = self.router.send
         try:
+            for frame in frames[:-1]:
+                send(frame, MORE)
             if body is None:
-                self.router.send_multipart(frames, zmq.NOBLOCK)
+                send(frames[-1], NOBLOCK)
             elif len(body) <= COPY_MAX:
-                frames.append(body)
-                self.router.send_multipart(frames, zmq.NOBLOCK)
+                send(frames[-1], MORE)
+                send(body, NOBLOCK)
             else:
-                self._send_large(to.client, frames, body)
+                send(frames[-1], MORE)
+                self._send_large(to.client, body)
         except zmq.Again:
             self.counters["replies_dropped_slow"] += 1
         except zmq.ZMQError as error:
@@ -158,12 +175,17 @@ class Sockets:
         self, subject: bytes, head: Push | ClusterChange, batch: Buffer | None = None
     ) -> None:
         """Pushes to those who subscribed; those who do not read miss it."""
+        send = self.xpub.send
+        send(subject, MORE)
         if batch is None or len(batch) > PUSHED_BATCH_MAX:
-            self.xpub.send_multipart((subject, wire.encode(head)), zmq.NOBLOCK)
+            send(wire.encode(head), NOBLOCK)
+            return
+        send(wire.encode(head), MORE)
+        received: object = getattr(batch, "obj", None)
+        if isinstance(received, zmq.Frame):
+            send(received, NOBLOCK, copy=False)
         else:
-            self.xpub.send(subject, zmq.SNDMORE | zmq.NOBLOCK)
-            self.xpub.send(wire.encode(head), zmq.SNDMORE | zmq.NOBLOCK)
-            self.xpub.send(batch, zmq.NOBLOCK, copy=len(batch) <= COPY_MAX)
+            send(batch, NOBLOCK)
 
     def wanted(self, subject: bytes) -> bool:
         """Whether anybody subscribed to the subject or a prefix of it."""
@@ -196,10 +218,9 @@ class Sockets:
 
     # Within ---
 
-    def _send_large(self, client: bytes, frames: list[Buffer], body: Buffer) -> None:
+    def _send_large(self, client: bytes, body: Buffer) -> None:
         """Sends a body without copying it, and notes how much the client has yet to take."""
-        self.router.send_multipart(frames, zmq.NOBLOCK | zmq.SNDMORE)
-        tracker = self.router.send(body, zmq.NOBLOCK, copy=False, track=True)
+        tracker = self.router.send(body, NOBLOCK, copy=False, track=True)
         assert tracker is not None
         self._unread.setdefault(client, deque()).append((tracker, len(body)))
         self._unread_total += len(body)
@@ -216,7 +237,7 @@ class Sockets:
         seen.move_to_end(client)
         return True
 
-    def _turn_away(self, client: bytes, frames: list[bytes]) -> None:
+    def _turn_away(self, client: bytes, frames: list[Frame]) -> None:
         self.counters["clients_refused"] += 1
         delimited = len(frames) > 1 and not frames[0]
         to = Conversation(

@@ -204,7 +204,7 @@ def set_producer(
 
 
 def stamp(
-    batch: bytearray,
+    batch: bytearray | memoryview,
     *,
     base_offset: int,
     append_time: int,
