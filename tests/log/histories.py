@@ -181,8 +181,8 @@ class History:
 
     def repeat(self) -> None:
         """A producer sends again what it sent: one of its last five batches."""
-        if self.log.state != "open" or not self.past:
-            return
+        if self.log.state != "open" or not self.past or self.damage:
+            return  # what damage took may have shown that a producer had expired
         producer = self.rng.randrange(3)
         own = [header for header, _ in self.past if header.producer_id == producer]
         table = self.log.producers
@@ -192,7 +192,7 @@ class History:
             if header.producer_epoch == own[-1].producer_epoch and self.continues(header, own):
                 answer = table.check(header)
                 assert isinstance(answer, Duplicate), (answer, header)
-                assert answer.base_offset == header.base_offset
+                assert answer.base_offset == header.base_offset, (answer, header)
 
     def continues(self, header: BatchHeader, own: list[BatchHeader]) -> bool:
         """Whether the producer had not expired between this batch and its last."""
@@ -230,6 +230,9 @@ class History:
 
     def floor_of(self, offset: int) -> int:
         """Where a truncation at an offset may end: a batch across it goes whole."""
+        for first, behind in self.damage:
+            if first <= offset and behind >= offset:
+                return self.floor_of(first - 1) if first else 0
         for header, _ in self.past:
             if header.base_offset <= offset < header.next_offset:
                 return header.base_offset
@@ -340,7 +343,8 @@ class History:
 
     def check_opened(self) -> None:
         log = self.log
-        assert self.start <= log.start_offset <= max(self.start, self.start_asked)
+        most = max(self.start, self.start_asked)
+        assert self.start <= log.start_offset <= most, (log.start_offset, self.start, most)
         assert log.end_offset >= self.flushed, (log.end_offset, self.flushed)
         assert log.end_offset == log.written_offset == log.flushed_offset
         assert log.last_epoch >= self.begun

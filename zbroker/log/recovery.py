@@ -280,11 +280,10 @@ class _Recovery:
             size = self.sizes[base]
             segment = first if first is not None and base == first.base else Segment(base)
             segment.index = self._index_until(segment, position)
-            if not position and scans:
-                self.state.rolled.append(
-                    self.state.producers.snapshot(bounds.offset, self.state.last_append_time)
-                )
             bounds.offset = max(bounds.offset, base)
+            if not position and bounds.offset >= producers_from:
+                snapshot = self.state.producers.snapshot(base, self.state.last_append_time)
+                self.state.rolled.append(snapshot)
             bounds.limit = todo[number + 1][0] if number + 1 < len(todo) else 1 << 62
             scanned = _Scanned(segment, size, position, position)
             self._scan_one(scanned, bounds, producers_from)
