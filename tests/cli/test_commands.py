@@ -167,7 +167,7 @@ def test_what_is_wrong_in_the_arguments(line: str, said: str) -> None:
 
 
 def test_no_command_at_all_shows_help() -> None:
-    for path in ((), ("topic",), ("config",), ("cluster",)):
+    for path in ((), ("topic",), ("log",), ("config",), ("cluster",)):
         result = invoke(*path)
         assert result.exit_code == 2
         assert "Usage: zbroker" in result.stderr

@@ -179,7 +179,8 @@ def _check_places(
             found = admin.describe_topic(topic)
             for part in choose_partitions(found, partition):
                 if start.at == "offset":
-                    check_offset(topic, part, start.value)
+                    advice = "start with --from earliest or --from latest"
+                    check_offset(topic, part, start.value, advice)
 
 
 def _ask(topic: str, servers: str, timeout: float) -> None:

@@ -29,15 +29,18 @@ def choose_partitions(
     return chosen
 
 
-def check_offset(topic: str, part: PartitionDescription, offset: int) -> None:
+def check_offset(topic: str, part: PartitionDescription, offset: int, advice: str) -> None:
     """Raises `OffsetOutOfRange`, with the range, for an offset that a partition certainly does not have."""
     start, end = part.start_offset, part.high_watermark
     if start is None or end is None or start <= offset <= end:
         return
-    where = f"partition {part.partition} of topic {topic!r}"
     there = (
         f"is empty, and its next record gets offset {end}"
         if start == end
         else f"has offsets {start} to {end - 1}"
     )
-    raise OffsetOutOfRange(f"there is no offset {offset}: {where} {there}", start=start, end=end)
+    raise OffsetOutOfRange(
+        f"there is no offset {offset}: partition {part.partition} of topic {topic!r} {there}; {advice}",
+        start=start,
+        end=end,
+    )

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from zbroker.client.producer import Producer
 
 READ_SIZE = 1 << 20
+JSON_GROWTH_MAX = 6
+"""Bytes that JSON may need for one of a record: `\\u0000`."""
 INTERRUPT_PATIENCE = 1.0
 """Seconds after Ctrl-C in which what was read may still be acknowledged."""
 
@@ -117,7 +119,9 @@ def produce(
         servers, acks=acks, compression=compression, delivery_timeout=delivery_timeout
     )
     sender = Sender(producer, topic, limit=limit, skip=on_error == "skip", tell=note)
-    splitter = Splitter(b"\0" if null else b"\n", limit)
+    # What the splitter cuts must still be too large once its separator is gone, or its JSON read.
+    longest = limit * JSON_GROWTH_MAX + (64 << 10) if as_json else limit + len(separator or b"")
+    splitter = Splitter(b"\0" if null else b"\n", longest)
     _run(producer, sender, source, splitter, _taker(as_json, separator), timeout)
 
 

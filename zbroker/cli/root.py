@@ -34,6 +34,7 @@ COMMANDS = {
     "produce": "zbroker.cli.produce:produce",
     "consume": "zbroker.cli.consume:consume",
     "cluster": "zbroker.cli.cluster:cluster",
+    "log": "zbroker.cli.logs:log",
     "config": "zbroker.cli.config:config",
     "completion": "zbroker.cli.completion:completion",
 }

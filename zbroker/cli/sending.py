@@ -22,6 +22,7 @@ from zbroker.errors import (
     UnknownPartition,
     ZBrokerError,
 )
+from zbroker.units import format_size
 
 if TYPE_CHECKING:
     from zbroker.client.delivery import Delivery, DeliveryGroup
@@ -109,6 +110,11 @@ class Sender:
     def one(self, number: int, record: InputRecord) -> None:
         """Sends a record."""
         try:
+            if len(record.value or b"") + len(record.key or b"") > self._limit:
+                raise MessageTooLarge(
+                    f"it is too large: topic {self._topic!r} takes {format_size(self._limit)} "
+                    "at most (max_batch)"
+                )
             delivery = self._producer.send(
                 self._topic,
                 record.value,

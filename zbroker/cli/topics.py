@@ -315,7 +315,7 @@ def delete_records(
         numbers = [part.partition for part in chosen]
         if before.at == "offset":
             for part in chosen:
-                check_offset(name, part, before.value)
+                check_offset(name, part, before.value, "give an offset of it, or latest")
             offsets = dict.fromkeys(numbers, before.value)
         else:
             at = (before.at, before.value) if before.at == "time" else before.at
