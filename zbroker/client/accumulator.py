@@ -66,6 +66,8 @@ class Accumulator:
         delivery_timeout: float,
         record_max: int,
         first_partition: int = 0,
+        clock: Callable[[], float] = monotonic,
+        wall: Callable[[], float] = time,
     ) -> None:
         self.lock = threading.Lock()
         self.lanes: dict[str, Lane] = {}
@@ -79,6 +81,8 @@ class Accumulator:
         self.batch_bytes = batch_bytes
         self.buffer_bytes = buffer_bytes
         self.linger = linger
+        self._clock = clock
+        self._wall = wall
         self._delivery_timeout = delivery_timeout
         self._record_max = record_max
         self._turn = first_partition
@@ -173,7 +177,7 @@ class Accumulator:
             return self._put_all(batch, records, size)
 
     def _put_all(self, batch: Batch, records: Columns, size: int) -> tuple[Batch, int, int]:
-        wall = time()
+        wall = self._wall()
         if wall >= batch.tick:
             batch.advance(wall)
         delta = batch.delta
@@ -260,8 +264,8 @@ class Accumulator:
             lane.topic,
             place if lane.assigned else UNASSIGNED,
             limit=limit,
-            opened_at=monotonic(),
-            wall=time(),
+            opened_at=self._clock(),
+            wall=self._wall(),
         )
         batch.charge = charge
         batch.deadline = batch.opened_at + self._delivery_timeout
@@ -284,7 +288,7 @@ class Accumulator:
         on_delivery: OnDelivery | None,
         size: int,
     ) -> Delivery:
-        wall = time()
+        wall = self._wall()
         if wall >= batch.tick:
             batch.advance(wall)
         delta = batch.delta

@@ -79,6 +79,7 @@ class Batch:
         "home",
         "limit",
         "opened_at",
+        "ordinal",
         "partition",
         "records",
         "sends",
@@ -125,6 +126,8 @@ class Batch:
         self.data: bytearray | None = None
         self.sequence = -1
         self.epoch = -1
+        self.ordinal = 0
+        """How many batches of the partition were sent before it."""
         self.sends = 0
 
         self.done = False

@@ -25,8 +25,10 @@ expired     it may be in the log if it was sent                              fai
 
 *Renewal*: the partition's producer epoch grows by one, sequences begin at 0, and the unacknowledged batches, which are
 certainly not in the log, go again. *Gap*: nothing new is sent until each batch after the gap is resolved, by repeating
-it unchanged: it was taken, or is out of order, which proves that it is not in the log. Only then comes a renewal. A
-batch that may be in the log is thus never sent under another identity, which would be a duplicate.
+it unchanged: it was taken, or is out of order `PROOFS` times in a row, each asked for after the last answer and a pause
+(copies that were sent over a former connection may still have been queued at a node that had stalled, and would have
+been taken by then), so it is not in the log. Only then comes a renewal. A batch that may be in the log is thus never
+sent under another identity, which would be a duplicate.
 """
 
 from __future__ import annotations
@@ -63,7 +65,12 @@ from zbroker.protocol.batch import (
 from zbroker.units import Address
 
 WINDOW = 5
-"""Unacknowledged batches of a partition: as many as the broker remembers for telling duplicates."""
+"""Batches from the oldest unacknowledged one on, acknowledged or not: as many as the broker remembers, so that it
+knows that one again however many behind it were taken."""
+PROOFS = 3
+"""Answers in a row that a batch after a gap is out of order, before it counts as not in the log."""
+PROOF_PAUSE = 0.1
+"""Seconds between them."""
 INIT_TIMEOUT = 5.0
 """Seconds that a server has to hand out a producer id."""
 LEADERLESS_PAUSE = 0.1
@@ -90,7 +97,7 @@ class Stream:
     """The batches of one partition, in the order in which they go into the log."""
 
     __slots__ = (
-        "address", "backoff", "calls", "epoch", "gap", "last_error", "partition", "queue", "retry_at", "sequence",
+        "address", "backoff", "calls", "epoch", "gap", "last_error", "ordinal", "partition", "proofs", "queue", "retry_at", "sequence",
         "topic", "topic_id", "unacked",
     )  # fmt: skip
 
@@ -106,7 +113,9 @@ class Stream:
         """The requests under way, each of an unacknowledged batch."""
         self.epoch = 0
         self.sequence = 0
+        self.ordinal = 0
         self.gap = False
+        self.proofs = 0
         self.address: Address | None = None
         self.retry_at = 0.0
         self.backoff = backoff
@@ -199,14 +208,17 @@ class ProducerCore:
                 if view is not None:
                     self._assign(view)
                 else:
-                    self._cluster.want(lane.topic, now)
                     self._unassigned.setdefault(lane.topic, deque())
+                    if lane.topic not in self._cluster.missing:
+                        self._cluster.want(lane.topic, now)
         for topic, batches in list(self._unassigned.items()):
             error = self._cluster.missing.get(topic)
             if error is not None:
                 self._accumulator.unassign(topic)
+                self._take_in()
                 while batches:
                     self._fail(batches.popleft(), error)
+                self._cluster.missing.pop(topic)  # who sends to it again has it looked for again
             while batches and now >= batches[0].deadline:
                 self._fail(batches[0], self._expired(batches.popleft(), None))
             if batches:
@@ -370,18 +382,22 @@ class ProducerCore:
         if len(stream.calls) < len(stream.unacked):
             if stream.calls:
                 return deadline
-            for batch in stream.unacked:
+            last = stream.unacked[0].ordinal + WINDOW
+            for batch in [batch for batch in stream.unacked if batch.ordinal < last]:
                 self._send(stream, batch, leader.address, now)
+            return deadline
         if stream.gap:
             if stream.unacked:
                 return deadline
             self._renew(stream)
         while (
             stream.queue
-            and len(stream.unacked) < WINDOW
+            and (not stream.unacked or stream.ordinal - stream.unacked[0].ordinal < WINDOW)
             and self._exchange.room(leader.address) > 0
         ):
             batch = stream.queue.popleft()
+            batch.ordinal = stream.ordinal
+            stream.ordinal += 1
             if self.settings.idempotent:
                 batch.sequence, batch.epoch = stream.sequence, stream.epoch
                 stream.sequence += batch.count
@@ -438,6 +454,7 @@ class ProducerCore:
         if isinstance(outcome, messages.ProduceReply | messages.HelloReply):
             stream.unacked.remove(batch)
             stream.backoff.reset()
+            stream.proofs = 0
             stream.last_error = None
             self._succeed(stream, batch, outcome)
             return
@@ -445,10 +462,15 @@ class ProducerCore:
         stream.last_error = error
         first = stream.unacked[0] is batch
         if isinstance(error, OutOfOrderSequence | UnknownProducer):
-            if first and (stream.gap or batch.sequence > 0):
-                self._renew(stream)
-            if first:
+            if first and stream.gap:
+                stream.proofs += 1
+                stream.retry_at = now + PROOF_PAUSE
+                if stream.proofs >= PROOFS:
+                    self._renew(stream)
+            elif first:
                 stream.retry_at = now + stream.backoff.next()
+                if batch.sequence > 0:
+                    self._renew(stream)
         elif isinstance(error, MessageTooLarge) and batch.count > 1:
             self._split(stream, batch)
         elif error.retriable:
@@ -503,6 +525,8 @@ class ProducerCore:
             batch = stream.unacked.pop()
             batch.sequence = batch.epoch = -1
             batch.sends = 0
+            if batch.data is not None:
+                batch.data = bytearray(batch.data)  # a socket may still hold the old one
             stream.queue.appendleft(batch)
 
     def _renew(self, stream: Stream) -> None:
@@ -510,6 +534,7 @@ class ProducerCore:
         stream.epoch += 1
         stream.sequence = 0
         stream.gap = False
+        stream.proofs = 0
 
     def _topic_made_again(self, stream: Stream, view: TopicView) -> None:
         """What was sent to the old topic went with it; the new one knows nothing of this producer."""
@@ -543,6 +568,10 @@ class ProducerCore:
             self._encode(child)
             stream.unacked.insert(place, child)
             place += 1
+        stream.ordinal = batch.ordinal
+        for after in list(stream.unacked)[place - len(self._children) :]:
+            after.ordinal = stream.ordinal
+            stream.ordinal += 1
 
     # The end of a batch ---
 
