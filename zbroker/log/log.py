@@ -55,8 +55,8 @@ from zbroker.log.events import (
 from zbroker.log.index import Index
 from zbroker.log.producers import ProducerTable, Snapshot
 from zbroker.log.reading import FindTime, Place, Read, Span, damaged
+from zbroker.log.rebuild import merge
 from zbroker.log.recovery import State as Recovered
-from zbroker.log.recovery import merge
 from zbroker.log.requests import Cut, Probe, Purpose, Recover, Refuse, Truncate, Upkeep, Write
 from zbroker.log.segment import Segment
 from zbroker.log.settings import LogSettings

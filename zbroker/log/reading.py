@@ -19,7 +19,7 @@ from zbroker.errors import (
 )
 from zbroker.log import names
 from zbroker.log.index import Index
-from zbroker.log.recovery import build_index, index_until
+from zbroker.log.rebuild import build_index, index_until
 from zbroker.log.segment import Bounds, Gap, Segment, header_at, read_leniently, scan
 from zbroker.log.storage import Files, Request
 from zbroker.protocol.batch import (

@@ -17,15 +17,8 @@ from zbroker.log.checkpoint import Checkpoint
 from zbroker.log.epochs import EpochTable
 from zbroker.log.index import Index
 from zbroker.log.producers import ProducerTable, Snapshot
-from zbroker.log.recovery import (
-    UNSAVED,
-    State,
-    build_index,
-    merge,
-    newest_snapshot,
-    rebuild_producers,
-    recover,
-)
+from zbroker.log.rebuild import UNSAVED, build_index, merge, newest_snapshot, rebuild_producers
+from zbroker.log.recovery import State, recover
 from zbroker.log.segment import Bounds, Gap, Segment, scan
 from zbroker.log.settings import LogSettings
 from zbroker.log.storage import Files, Request, Storage
