@@ -1,10 +1,10 @@
-"""The parts of docs/protocol.md that code can write: tables of messages, errors, layout, limits; hex.
+"""The parts of docs that code can write: tables of messages, errors, settings, layout, limits; hex.
 
     python docs/generate.py            writes them between their markers
     python docs/generate.py --check    says what would change, and exits with 1 when anything would
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; a function below of that name
-writes it. Owns nothing else of the document.
+writes it. Owns nothing else of the documents.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any, get_args
 import msgspec
 from msgspec import inspect
 
+from zbroker import topics
 from zbroker.client.partitioner import VECTORS
 from zbroker.errors import BY_CODE
 from zbroker.protocol import batch, compression, frames, messages
 from zbroker.protocol.messages import ClusterChange, Push, Reply, Request
 
-DOCUMENT = Path(__file__).with_name("protocol.md")
+DOCUMENTS = [Path(__file__).with_name(name) for name in ("protocol.md", "operations.md")]
 PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TOPIC_ID = "00112233445566778899aabbccddeeff"
@@ -212,6 +213,18 @@ def errors() -> str:
     return table(["code", "hint", "outcome unknown", "meaning"], rows)
 
 
+def settings() -> str:
+    """Every setting of a topic."""
+    defaults = topics.TopicSettings().words()
+    computed = {"replicas": "min(3, nodes)", "min_insync": "min(2, replicas)"}
+    changes = {"any": "yes", "grow": "only to more", "never": "no"}
+    rows = (
+        [f"`{name}`", computed.get(name, f"`{defaults[name]}`"), changes[setting.change], setting.doc]
+        for name, setting in topics.SETTINGS.items()
+    )  # fmt: skip
+    return table(["setting", "default", "may change", "meaning"], rows)
+
+
 def layout() -> str:
     """The header, out of the docstring of `zbroker.protocol.batch`."""
     rows: list[list[str]] = []
@@ -340,14 +353,16 @@ def render(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    old = DOCUMENT.read_text(encoding="utf-8")
-    new = render(old)
-    if "--check" in arguments:
-        if new != old:
-            print(f"{DOCUMENT.name} is not what the code says; run python docs/generate.py")
-        return int(new != old)
-    DOCUMENT.write_text(new, encoding="utf-8")
-    return 0
+    stale = 0
+    for document in DOCUMENTS:
+        old = document.read_text(encoding="utf-8")
+        new = render(old)
+        if "--check" not in arguments:
+            document.write_text(new, encoding="utf-8")
+        elif new != old:
+            print(f"{document.name} is not what the code says; run python docs/generate.py")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

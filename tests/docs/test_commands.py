@@ -112,13 +112,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(command: str, clone: Path) -> str:
-    """What a command prints to standard output; it must end well."""
+    """What a command prints, to standard output and to standard error, as its reader sees it; it must end well."""
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
-        cwd=clone, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
+        cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
+        stdin=subprocess.DEVNULL,
         env={**os.environ, "PATH": f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}"},
     )  # fmt: skip
-    assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"$ {command}\n{done.stdout}"
     return done.stdout
 
 

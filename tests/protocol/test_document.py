@@ -63,6 +63,9 @@ def test_the_generated_parts_are_what_the_code_says(generator: ModuleType) -> No
     assert names == {
         "layout", "vectors", "commands", "structures", "pushed", "errors", "limits", "examples", "batches",
     }  # fmt: skip
+    operations = (DOCS / "operations.md").read_text(encoding="utf-8")
+    assert generator.render(operations) == operations, "run python docs/generate.py"
+    assert re.findall(r"<!-- generated: (\w+) -->", operations) == ["settings", "errors"]
 
 
 def test_the_layout_is_the_oracles() -> None:
