@@ -192,6 +192,11 @@ class Log:
     # Opening and closing ---
 
     @property
+    def first_offset(self) -> int:
+        """Where the first segment begins: at or before the log start offset, and between batches."""
+        return self._segments[0].base if self._segments else self.written_offset
+
+    @property
     def segment_count(self) -> int:
         """How many segments there are."""
         return len(self._segments)
@@ -919,6 +924,16 @@ class Log:
     def end_of_epoch(self, epoch: int) -> tuple[int, int]:
         """The largest epoch at or below one, and the offset at which it ends (KIP-101, KIP-320)."""
         return self._epochs.end_of(epoch, self.end_offset)
+
+    def start_of_epoch(self, epoch: int) -> int:
+        """The offset at which an epoch that the table has begins."""
+        return dict(self._epochs.entries)[epoch]
+
+    def epochs_between(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Epochs that begin at one offset or later, at another or earlier: (epoch, start offset)."""
+        if not self._epochs.entries or self._epochs.entries[-1][1] < first:
+            return []
+        return [entry for entry in self._epochs.entries if first <= entry[1] <= last]
 
     # Completions ---
 
