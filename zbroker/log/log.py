@@ -57,7 +57,17 @@ from zbroker.log.producers import ProducerTable, Snapshot
 from zbroker.log.reading import FindTime, Place, Read, Span, damaged
 from zbroker.log.rebuild import merge
 from zbroker.log.recovery import State as Recovered
-from zbroker.log.requests import Cut, Probe, Purpose, Recover, Refuse, Truncate, Upkeep, Write
+from zbroker.log.requests import (
+    Cut,
+    Probe,
+    Purpose,
+    Recover,
+    Refuse,
+    Restart,
+    Truncate,
+    Upkeep,
+    Write,
+)
 from zbroker.log.segment import Segment
 from zbroker.log.settings import LogSettings
 from zbroker.log.storage import Completion, Lane, Request, Storage
@@ -716,7 +726,30 @@ class Log:
         self._generation += 1
         self._proceed()
 
+    def restart(self, token: Any, offset: int) -> None:
+        """Discards everything, and begins anew at an offset beyond the end: a copy that was away for too long.
+
+        Ends in `Truncated` once that is on disk; nothing may be appended until then.
+        """
+        assert self.state == "open", self.state
+        assert self._truncation is None, "a truncation is under way"
+        assert offset > self.end_offset, (offset, self.end_offset)
+        self._truncation = (token, offset)
+        self._generation += 1
+        self._proceed()
+
     def _start_truncation(self, token: Any, offset: int) -> None:
+        if offset > self.end_offset:
+            self._upkeep = self._submit(
+                "write",
+                Restart,
+                token=token,
+                offset=offset,
+                segments=[segment.base for segment in self._segments],
+                snapshots=list(self._snapshots),
+                settings=self.settings,
+            )
+            return
         rows = [
             SegmentRow(s.base, s.size, s.last_append_time, s.max_timestamp) for s in self._segments
         ]
@@ -747,7 +780,7 @@ class Log:
         )
 
     def _truncated(self, completion: Completion) -> Event:
-        request: Truncate = completion.request  # type: ignore[assignment]
+        request: Truncate | Restart = completion.request  # type: ignore[assignment]
         self._upkeep = self._truncation = None
         self._generation += 1
         if isinstance(completion.error, DiskFull):
@@ -758,6 +791,8 @@ class Log:
         cut: Cut = completion.result
         self._segments, self._epochs, self.producers = cut.segments, cut.epochs, cut.producers
         self.end_offset = self.written_offset = self.flushed_offset = cut.end
+        if isinstance(request, Restart):
+            self.start_offset = cut.end
         self.start_offset = min(self.start_offset, cut.end)
         self.last_append_time = self._written_time = cut.last_append_time
         self.last_epoch = self._epochs.last_epoch
@@ -957,7 +992,7 @@ class Log:
             return self._wrote(completion)
         if isinstance(request, Upkeep):
             return self._kept_up(completion)
-        if isinstance(request, Truncate):
+        if isinstance(request, Truncate | Restart):
             return self._truncated(completion)
         if isinstance(request, Probe):
             return self._probed(completion)

@@ -142,6 +142,10 @@ class _Recovery:
     def _set_leftovers_aside(self) -> None:
         """Segments that retention had given up before the crash: not looked at, but for producers' headers."""
         start = 0 if self.checkpoint is None else self.checkpoint.start
+        if self.checkpoint and not self.checkpoint.segments and max(self.bases, default=0) < start:
+            # A checkpoint names the active segment, unless the log was beginning anew when it crashed.
+            self.leftovers, self.bases = self.bases, []
+            return
         while len(self.bases) > 1 and self.bases[1] <= start:
             self.leftovers.append(self.bases.pop(0))
 

@@ -283,6 +283,43 @@ class Truncate(Request):
         segment.max_timestamp = segment.index.max_timestamp
 
 
+class Restart(Request):
+    """Discards everything, and lets the log begin anew at an offset beyond its end.
+
+    The order: the checkpoint says first that all before the offset is given up, so that what a crash leaves of the
+    segments is removed at the next opening, as after retention; then the files go.
+
+    Attributes:
+        segments, snapshots: the base offsets, and the offsets, of the files to remove.
+    """
+
+    token: Any
+    offset: int
+    segments: list[int]
+    snapshots: list[int]
+    settings: LogSettings
+
+    def run(self, files: Files) -> Cut:
+        """The state from which the log goes on.
+
+        Raises:
+            DiskFull: there was no room for the checkpoint; nothing has been discarded.
+        """
+        save_checkpoint(
+            files, self.owner, Checkpoint(False, self.offset, self.offset, -1, -1, [], [])
+        )
+        for base in self.segments:
+            _remove(files, names.path(self.owner, base, names.INDEX))
+            _remove(files, names.path(self.owner, base, names.LOG))
+        for offset in self.snapshots:
+            _remove(files, names.path(self.owner, offset, names.PRODUCERS))
+        envelope.flush_folder(files, self.owner)
+        table = EpochTable()
+        save(files, self.owner, names.EPOCHS, table.encode())
+        expiry = self.settings.producer_expiry
+        return Cut(self.offset, [], table, True, ProducerTable(expiry), -1, [])
+
+
 class Probe(Request):
     """Whether the disk has room again: a small file is written and removed."""
 
