@@ -97,8 +97,8 @@ class Stream:
     """The batches of one partition, in the order in which they go into the log."""
 
     __slots__ = (
-        "address", "backoff", "calls", "epoch", "gap", "last_error", "ordinal", "partition", "proofs", "queue", "retry_at", "sequence",
-        "topic", "topic_id", "unacked",
+        "address", "backoff", "calls", "epoch", "gap", "last_error", "ordinal", "partition",
+        "proofs", "queue", "retry_at", "sequence", "topic", "topic_id", "unacked",
     )  # fmt: skip
 
     def __init__(self, topic: str, partition: int, topic_id: str, backoff: Backoff) -> None:
