@@ -1,0 +1,235 @@
+"""Every message between nodes as a typed struct: votes, replication, what goes to the controller.
+
+`messages` is what clients speak; this is what peers speak, and no client needs to read it. A message is
+`[envelope][head][batch]…`: the envelope says who speaks to whom in which incarnation, the head is one MessagePack map
+whose `op` says which message it is, and only `append` carries batches.
+
+Lanes: `append` of data partitions and their batches travel on the data lane, all else on the control lane.
+
+The metadata partition is named by an empty topic id. Offsets, epochs and times are as in `messages`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from zbroker.errors import MalformedMessage
+from zbroker.protocol.batch import MALFORMED
+from zbroker.protocol.frames import Frame
+
+PEER_VERSION = 1
+"""The version of what peers speak."""
+
+METADATA = ""
+"""The topic id of the metadata partition."""
+
+
+class Envelope(NamedTuple):
+    """Who speaks to whom. A message whose envelope does not match is dropped, and counted.
+
+    Attributes:
+        version: of the peers' protocol.
+        cluster: cluster id, empty before the cluster is formed.
+        sender: the sending node's name.
+        incarnation: which start of the sender this is.
+        to: which start of the receiver it is meant for; 0 where the sender does not know yet, as in greetings.
+    """
+
+    version: int
+    cluster: str
+    sender: str
+    incarnation: int
+    to: int
+
+
+class PeerMessage(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="op"):
+    """What every message between nodes is."""
+
+
+# Links ---
+
+
+class Greeting(PeerMessage, tag="greeting"):
+    """Opens a link in one direction, and is repeated until the other side's names this incarnation in `seen`.
+
+    Attributes:
+        disk_id: the disk that the sender's logs are on.
+        seen: the receiver's incarnation as the sender knows it, 0 where it does not.
+        voters: the voters as the sender's configuration names them; compared at a cluster's first formation.
+        empty: the sender's disk has no cluster yet.
+        feature_level: newest feature level that the sender understands.
+    """
+
+    disk_id: str
+    seen: int = 0
+    voters: list[str] = []
+    empty: bool = False
+    feature_level: int = 1
+    software: str = ""
+
+
+# Election ---
+
+
+class VoteRequest(PeerMessage, tag="vote_request"):
+    """Asks for a vote, or (`pre`) whether one would be given.
+
+    Attributes:
+        epoch: the epoch that the candidate stands for.
+        last_epoch: epoch of the candidate's last record, -1 where it has none.
+        end: the candidate's log end offset.
+        pre: a pre-vote: binds nobody, and nobody remembers it.
+    """
+
+    epoch: int
+    last_epoch: int = -1
+    end: int = 0
+    pre: bool = False
+
+
+class Vote(PeerMessage, tag="vote"):
+    """The answer: `epoch` is the voter's own where it refuses, the candidate's where it grants."""
+
+    epoch: int
+    granted: bool = False
+    pre: bool = False
+
+
+# Replication ---
+
+Status = Literal["ok", "behind", "diverged", "gap", "not_ready", "stale", "full", "rebuild"]
+
+
+class Append(PeerMessage, tag="append", kw_only=True):
+    """Leader to follower: batches that continue the follower's log, or a probe for where they would.
+
+    Attributes:
+        epoch: the leader's epoch.
+        session: number of the session within (epoch, both incarnations); a later one ends those before it.
+        base: offset at which the batches begin.
+        prev_epoch: epoch of the record before `base`, -1 where there is none.
+        probe: asks whether the follower's log has that record; carries no batches.
+        begins: the leader's log begins at `base`: whatever the follower has before it need not agree.
+        rebuild: the follower has left the ISR, and may discard what it knows as committed.
+        high_watermark: as the leader exposes it, -1 while it does not.
+        log_start: the leader's log start offset.
+        metadata: offset of the metadata record that appointed the leader.
+        epochs: the leader's epochs that begin within the batches or at either end of them: (epoch, start offset).
+        position: bytes of batches sent in this session before this message.
+    """
+
+    topic_id: str = METADATA
+    partition: int = 0
+    epoch: int
+    session: int
+    base: int
+    prev_epoch: int = -1
+    probe: bool = False
+    begins: bool = False
+    rebuild: bool = False
+    high_watermark: int = -1
+    log_start: int = 0
+    metadata: int = -1
+    epochs: list[tuple[int, int]] = []
+    position: int = 0
+
+
+class Appended(PeerMessage, tag="appended", kw_only=True):
+    """Follower to leader: how far it got in a session, or why it cannot follow.
+
+    Attributes:
+        epoch, session: of the append that is answered; anything but the present ones is stale.
+        status: `ok`: all below `written` equals the leader's log; the answer to a
+            probe says where the log ends (`end`). `behind`: the log ends at `end`, before the probe's
+            base. `diverged`: the record before the base is another; the follower's newest epoch at or below the
+            probe's is `log_epoch`, which ends at `end`. `gap`: messages were lost; the session is over. `not_ready`:
+            the follower does not know of the appointment yet. `stale`: it knows a newer epoch, `log_epoch`. `full`:
+            its disk is full. `rebuild`: it cannot go on without discarding records from `end` on that count as
+            committed.
+        written: all below it is in the follower's log, `flushed` on its disk.
+        begun: newest epoch whose beginning is on the follower's disk.
+        limit: bytes of batches that the leader may have sent in this session, absolute.
+        high_watermark: as the follower knows it.
+    """
+
+    topic_id: str = METADATA
+    partition: int = 0
+    epoch: int
+    session: int
+    status: Status = "ok"
+    written: int = 0
+    flushed: int = 0
+    begun: int = -1
+    limit: int = 0
+    high_watermark: int = 0
+    log_epoch: int = -1
+    end: int = 0
+
+
+# To the controller and back ---
+
+
+class Forward(PeerMessage, tag="forward"):
+    """A request that only the controller decides, handed on by the node that it came to.
+
+    Attributes:
+        number: chosen by the sender, which repeats the request under it until it is answered.
+        request: the request's own map, by its `op`.
+    """
+
+    number: int
+    request: msgspec.Raw
+
+
+class Decided(PeerMessage, tag="decided"):
+    """The controller's answer: the offset of the metadata record that carries the decision out, or an error.
+
+    Attributes:
+        end: the decision is made once all metadata below it is applied.
+        result: what the reply is made of, such as a topic's id.
+        code, message, details: of the error, where it was refused.
+    """
+
+    number: int
+    end: int = -1
+    result: dict[str, Any] = {}
+    code: str = ""
+    message: str = ""
+    details: dict[str, Any] = {}
+
+
+Peer = Greeting | VoteRequest | Vote | Append | Appended | Forward | Decided
+"""Every message between nodes."""
+
+encode = msgspec.msgpack.Encoder().encode
+"""An envelope or a head as bytes."""
+
+_decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
+_decode_head = msgspec.msgpack.Decoder(Peer).decode
+
+
+def decode_envelope(frame: Frame) -> Envelope:
+    """Who speaks to whom.
+
+    Raises:
+        MalformedMessage: the frame is no envelope.
+    """
+    try:
+        return _decode_envelope(frame)
+    except MALFORMED as error:
+        raise MalformedMessage(f"a peer's envelope does not decode: {error}") from None
+
+
+def decode(frame: Frame) -> Peer:
+    """The message in a head.
+
+    Raises:
+        MalformedMessage: it is none that this version knows.
+    """
+    try:
+        message: Peer = _decode_head(frame)
+    except MALFORMED as error:
+        raise MalformedMessage(f"a peer's message does not decode: {error}") from None
+    return message

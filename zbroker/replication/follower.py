@@ -1,0 +1,268 @@
+"""The follower of one replicated log: takes what continues its log, and tells the leader how far it got.
+
+Owns one session with one leader, and the high watermark as that leader told it. Never decides whom to follow (its
+owner does, by epoch), and never truncates but at a session's beginning, below the high watermark only where that is
+allowed: under an epoch that is recorded as an unclean election, or in a rebuild once the replica is out of the ISR.
+
+=========== ======================================== =========== ======================================================
+state       on                                       next        effect
+=========== ======================================== =========== ======================================================
+idle        a new session's probe agrees             following   acknowledged; epochs that begin here are made durable
+idle        the same, and the log is longer          truncating  what is beyond the probe's base is discarded, fsynced
+idle        the probe disagrees                      idle        `behind` or `diverged`, from the epoch table
+idle        the log knows a newer epoch              idle        `stale`
+idle        it would discard what is committed       idle        `rebuild`, unless that is allowed
+truncating  log Truncated                            following   acknowledged
+truncating  anything else                            truncating  dropped: the leader asks again
+following   an append that continues the log         following   appended; acknowledged when written and when flushed
+following   an append of what is there already       following   acknowledged again
+following   an append behind a hole                  idle        `gap`
+following   log AppendFailed                         idle        `full`
+any         a probe of a newer session               as idle     the older session is over
+any         an append of an older session            same        dropped: its leader has moved on
+=========== ======================================== =========== ======================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from zbroker.errors import ZBrokerError
+from zbroker.log.events import AppendFailed, EpochBegun, Truncated
+from zbroker.log.log import Log
+from zbroker.protocol.batch import BatchHeader, iter_batches
+from zbroker.protocol.frames import Frame
+from zbroker.protocol.peers import Append, Appended, Status
+from zbroker.replication.ports import SendAppended
+
+State = Literal["idle", "truncating", "following"]
+
+WINDOW = 8 << 20
+"""Bytes of batches that a leader may have on their way to one follower's disk."""
+
+
+class Follower:
+    """One log's follower, of one leader. See the module for what it does on what.
+
+    Attributes:
+        epoch: the leader's epoch.
+        high_watermark: all below it is committed, as far as this follower was told.
+        damaged_from: first offset that is known to be damaged here, -1 where none is.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        topic_id: str,
+        partition: int,
+        epoch: int,
+        send: SendAppended,
+        known: int,
+        unclean: bool = False,
+    ) -> None:
+        """A follower of the leader of an epoch.
+
+        Args:
+            send: reaches that leader.
+            known: the high watermark as it was known here before.
+            unclean: the epoch is of an unclean election: what was committed may be discarded.
+        """
+        self.log = log
+        self.state: State = "idle"
+        self.epoch = epoch
+        self.high_watermark = known
+        self._topic_id = topic_id
+        self._partition = partition
+        self._send = send
+        self._unclean = unclean
+        self._session = -1
+        self._agreed = False
+        self._begun = -1
+        self._received = 0
+        self._probe: Append | None = None
+        self._reported = (-1, -1, -1)
+        self._moving_start = False
+
+    # Messages ---
+
+    def on_append(self, message: Append, batches: Sequence[Frame]) -> None:
+        """The leader sends, or asks."""
+        assert message.epoch == self.epoch, (message.epoch, self.epoch)
+        if message.session < self._session or self.state == "truncating":
+            return
+        if message.probe:
+            if message.session > self._session:
+                self._session = message.session
+                self._received = 0
+                self._begun = -1
+                self.state = "idle"
+            if self.state == "idle":
+                self._on_probe(message)
+        elif message.session == self._session and self.state == "following":
+            self._on_batches(message, batches)
+
+    def _on_probe(self, message: Append) -> None:
+        log, base = self.log, message.base
+        end, first = log.end_offset, log.first_offset
+        damaged_at = min((start for start, behind in log.damaged if behind > first), default=-1)
+        if log.last_epoch > self.epoch:
+            # The metadata here are behind the log, as after a power failure: nobody of an older epoch may cut it.
+            self._answer("stale", log_epoch=log.last_epoch)
+        elif log.full:
+            self._answer("full")
+        elif damaged_at >= 0:
+            if message.rebuild:
+                self._discard(message, damaged_at)
+            else:
+                self._answer("rebuild", end=damaged_at)
+        elif self._agreed and not (message.begins and base > end):
+            # A log that agreed in this epoch is the leader's, only shorter: nothing of it is discarded again.
+            self._accept(message)
+        elif base > end and not message.begins:
+            self._answer("behind", log_epoch=log.epoch_at(end - 1), end=end)
+        elif not message.begins and base > 0 and log.epoch_at(base - 1) != message.prev_epoch:
+            epoch, its_end = log.end_of_epoch(message.prev_epoch)
+            self._answer("diverged", log_epoch=epoch, end=min(its_end, base))
+        elif base == end and first <= base:
+            self._accept(message)
+        elif base < self.high_watermark and not (self._unclean or message.rebuild):
+            self._answer("rebuild", end=base)
+        else:
+            self._discard(message, base)
+
+    def _discard(self, message: Append, base: int) -> None:
+        """Cuts the log to a base, or begins it anew there; the session goes on once that is on disk."""
+        self._probe = message
+        self.state = "truncating"
+        self._agreed = False
+        self.high_watermark = min(self.high_watermark, base)
+        if self.log.first_offset <= base <= self.log.end_offset:
+            self.log.truncate(self, base)
+        else:
+            self.log.restart(self, base)
+
+    def _accept(self, message: Append) -> None:
+        self.state = "following"
+        self._agreed = True
+        self._begin_epochs(message.epochs)
+        if self.log.last_epoch == self.epoch and self._begun < self.epoch:
+            self.log.begin_epoch(self.epoch)
+        self._learn(message)
+        self._answer("ok", end=self.log.end_offset)
+
+    def _on_batches(self, message: Append, frames: Sequence[Frame]) -> None:
+        log = self.log
+        if message.base > log.end_offset:
+            self._fall_idle("gap")
+            return
+        if log.full:
+            self._fall_idle("full")
+            return
+        try:
+            found = [
+                (chunk[at : at + header.size], header)
+                for chunk in frames
+                for at, header in iter_batches(chunk)
+            ]
+        except ZBrokerError:
+            self._fall_idle("gap")  # damaged on its way: sent again, it will be whole
+            return
+        self._received = max(self._received, message.position + sum(map(len, frames)))
+        for batch, header in found:
+            if header.base_offset < log.end_offset:
+                continue
+            if not self._continues(header):
+                self._fall_idle("gap")
+                return
+            self._begin_epochs(message.epochs)
+            log.append(batch, header)
+        self._begin_epochs(message.epochs)
+        self._learn(message)
+        self.advance(always=not found)
+
+    def _continues(self, header: BatchHeader) -> bool:
+        log = self.log
+        return (
+            header.base_offset == log.end_offset
+            and log.last_epoch <= header.leader_epoch <= self.epoch
+            and header.append_time >= log.last_append_time
+        )
+
+    def _begin_epochs(self, epochs: list[tuple[int, int]]) -> None:
+        """Epochs that begin at the log's end are kept, records or not."""
+        for epoch, start in epochs:
+            if start == self.log.end_offset and self.log.last_epoch < epoch <= self.epoch:
+                self.log.begin_epoch(epoch)
+
+    def _learn(self, message: Append) -> None:
+        """What a leader whose log agrees says of high watermark and log start."""
+        log = self.log
+        self.high_watermark = max(self.high_watermark, min(message.high_watermark, log.end_offset))
+        start = min(message.log_start, self.high_watermark, log.written_offset)
+        if start > log.start_offset and not self._moving_start:
+            self._moving_start = True
+            log.delete_before(self, start)
+
+    # Events ---
+
+    def on_truncated(self, event: Truncated) -> None:
+        """The log was cut, or begun anew."""
+        assert self.state == "truncating"
+        self.state = "idle"
+        probe, self._probe = self._probe, None
+        assert probe is not None
+        if event.error is not None:
+            self._answer("full")
+        elif self.log.end_offset == probe.base:
+            self._accept(probe)
+        else:
+            self._answer(
+                "behind",
+                log_epoch=self.log.epoch_at(self.log.end_offset - 1),
+                end=self.log.end_offset,
+            )
+
+    def on_epoch_begun(self, event: EpochBegun) -> None:
+        """An epoch is on disk."""
+        self._begun = max(self._begun, event.epoch)
+
+    def on_append_failed(self, _: AppendFailed) -> None:
+        """The disk is full; what was not kept will be sent again."""
+        if self.state == "following":
+            self._fall_idle("full")
+
+    def on_start_moved(self) -> None:
+        """The log start is where the leader had it, or could not be moved and will be tried again."""
+        self._moving_start = False
+
+    def advance(self, *, always: bool = False) -> None:
+        """Tells the leader what is written and flushed, where that is news. Called after every completion."""
+        if self.state != "following":
+            return
+        news = (self.log.written_offset, self.log.flushed_offset, self._begun)
+        if always or news != self._reported:
+            self._answer("ok")
+
+    # Answers ---
+
+    def _fall_idle(self, status: Status) -> None:
+        self.state = "idle"
+        self._answer(status, end=self.log.end_offset)
+
+    def _answer(self, status: Status, *, log_epoch: int = -1, end: int = 0) -> None:
+        log = self.log
+        self._reported = (log.written_offset, log.flushed_offset, self._begun)
+        agreed = self.state == "following"
+        self._send(
+            Appended(
+                topic_id=self._topic_id, partition=self._partition, epoch=self.epoch,
+                session=self._session, status=status, log_epoch=log_epoch, end=end,
+                written=log.written_offset if agreed else 0,
+                flushed=log.flushed_offset if agreed else 0,
+                begun=self._begun if agreed else -1,
+                limit=self._received - log.pending_bytes + WINDOW,
+                high_watermark=self.high_watermark,
+            )
+        )  # fmt: skip
