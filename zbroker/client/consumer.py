@@ -28,7 +28,7 @@ from zbroker.client.records import Record, TopicPartition
 from zbroker.client.serializers import Deserializer, FromBytes, deserializer
 from zbroker.errors import ClientClosed, InvalidRequest, SerializationError, ZBrokerError
 from zbroker.protocol import messages
-from zbroker.protocol.batch import APPEND_TIME, decode_records
+from zbroker.protocol.batch import APPEND_TIME, decode_rows
 from zbroker.units import Address
 
 logger = logging.getLogger("zbroker.client")
@@ -251,7 +251,7 @@ class ConsumerBase(Guarded):
         topic, partition = place
         base = header.base_offset
         try:
-            rows: list[Any] = decode_records(piece.data, piece.at, header)
+            rows: list[Any] = decode_rows(piece.data, piece.at, header)
         except ZBrokerError as error:
             error.details.update(topic=topic, partition=partition)
             error.details.setdefault("first", base)
@@ -268,22 +268,25 @@ class ConsumerBase(Guarded):
         try:
             if stamp is None:
                 records = [
-                    Record(topic, partition, offset, start + delta, key, value, headers)
-                    for offset, (delta, key, value, headers) in enumerate(rows, base)
+                    Record(
+                        topic, partition, offset, start + row.delta, row.key, row.value, row.headers
+                    )
+                    for offset, row in enumerate(rows, base)
                 ]
             else:
                 records = [
-                    Record(topic, partition, offset, stamp, key, value, headers)
-                    for offset, (_, key, value, headers) in enumerate(rows, base)
+                    Record(topic, partition, offset, stamp, row.key, row.value, row.headers)
+                    for offset, row in enumerate(rows, base)
                 ]
-        except TypeError:  # records that compaction removed
+        except AttributeError:  # records that compaction removed
             records = [
                 Record(
-                    topic, partition, offset, start + row[0] if stamp is None else stamp, *row[1:]
+                    topic, partition, offset, start + row.delta if stamp is None else stamp,
+                    row.key, row.value, row.headers,
                 )
                 for offset, row in enumerate(rows, base)
                 if row is not None
-            ]
+            ]  # fmt: skip
         if self._value_of is not None or self._key_of is not None:
             return self._deserialized(records, item)
         return records

@@ -46,8 +46,8 @@ records that may be aborted.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Annotated
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, TypeVar
 
 import crc32c as _crc32c
 import msgspec
@@ -66,6 +66,8 @@ Headers = tuple[tuple[str, bytes | None], ...]
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 EncodedRecord = tuple[Int64, bytes | None, bytes | None, Headers]
 """One record in a payload: timestamp delta in ms, key, value, headers."""
+
+_Decoded = TypeVar("_Decoded")
 
 MAGIC = b"ZBAT"
 VERSION = 1
@@ -97,7 +99,19 @@ MALFORMED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryErr
 crc32c = _crc32c.crc32c
 
 _encode_payload = msgspec.msgpack.Encoder().encode
+
+
+class Row(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """One record in a payload, as `EncodedRecord`: quicker to decode, and nothing that the collector has to visit."""
+
+    delta: Int64
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
 _decode_payload = msgspec.msgpack.Decoder(list[EncodedRecord | None]).decode
+_decode_rows = msgspec.msgpack.Decoder(list[Row | None]).decode
 
 
 class BatchHeader(msgspec.Struct, frozen=True, gc=False):
@@ -403,6 +417,21 @@ def decode_records(
         InvalidRecord: it is malformed inside, or larger than `max_length`; details `first` and `next`
             give the offsets to step over.
     """
+    return _records(_decode_payload, chunk, at, header, max_length)
+
+
+def decode_rows(chunk: Buffer, at: int, header: BatchHeader) -> list[Row | None]:
+    """The same as rows, which a consumer makes its records from. Raises as `decode_records` does."""
+    return _records(_decode_rows, chunk, at, header, MAX_UNCOMPRESSED)
+
+
+def _records(
+    decode: Callable[[Buffer], list[_Decoded | None]],
+    chunk: Buffer,
+    at: int,
+    header: BatchHeader,
+    max_length: int,
+) -> list[_Decoded | None]:
     check_attributes(header)
     start = at + HEADER_SIZE
     body = memoryview(chunk)[start : start + header.payload_length]
@@ -415,7 +444,7 @@ def decode_records(
                 f"the payload is an array of {_array_length(payload)} records, "
                 f"but span says {header.span}"
             )
-        return _decode_payload(payload)
+        return decode(payload)
     except (InvalidBatch, *MALFORMED) as error:
         raise InvalidRecord(
             f"the records at offsets {header.base_offset} to {header.next_offset - 1} are "
