@@ -7,9 +7,11 @@ are no offsets, no recovery, no idempotence, no limits: a broker that reaches ha
 
 from __future__ import annotations
 
+import argparse
 import collections
 import multiprocessing
 import os
+import statistics
 import struct
 import tempfile
 import threading
@@ -155,3 +157,24 @@ def _join(server: BaseProcess) -> None:
     if server.is_alive():
         server.kill()
         server.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--records", type=int, default=1_000_000)
+    args = parser.parse_args()
+    for size in (100, 1024):
+        for fsync in (False, True):
+            rates = [pipeline(size, args.records, fsync=fsync) for _ in range(args.runs)]
+            median = statistics.median(rates)
+            kind = "fsync" if fsync else "no fsync"
+            print(
+                f"{size:5} B, {kind:8} {median:>12,.0f} records/s {1e9 / median:>8,.0f} ns a record"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -71,6 +71,8 @@ class Accumulator:
     ) -> None:
         self.lock = threading.Lock()
         self.lanes: dict[str, Lane] = {}
+        self.fast: dict[str, Lane] = {}
+        """The same, for those who put records in without the lock; empty once nothing is taken any more."""
         self.closed: deque[Batch] = deque()
         """Sealed batches, in order, for the client's thread."""
         self.unfinished: dict[Batch, None] = {}
@@ -229,7 +231,7 @@ class Accumulator:
         lane = self.lanes.get(topic)
         if lane is None:
             lane = Lane(topic, 1, False, self._record_max, self._never)
-            self.lanes[topic] = lane
+            self.lanes[topic] = self.fast[topic] = lane
         return lane
 
     def _place(self, lane: Lane, key: bytes | None, partition: int | None) -> int:
@@ -388,12 +390,15 @@ class Accumulator:
                 if not waiting.closed:
                     self._seal(waiting)
             self.lanes[topic] = lane
+            if self.refusal is None:
+                self.fast[topic] = lane
             return waiting
 
     def unassign(self, topic: str) -> None:
         """The topic is not there (any more): its partitions are unknown again."""
         with self.lock:
             old = self.lanes.pop(topic, None)
+            self.fast.pop(topic, None)
             if old is not None:
                 for batch in old.batches:
                     if not batch.closed:
@@ -456,7 +461,7 @@ class Accumulator:
         """Nothing is taken any more."""
         with self.lock:
             self.refusal = reason
-            self.lanes.clear()
+            self.fast.clear()  # the lanes stay: what is in them still has to find its partitions
             waiting, self._waiting_for_room = self._waiting_for_room, []
         for waiter in waiting:
             if isinstance(waiter, threading.Event):

@@ -366,6 +366,11 @@ class ConsumerBase(Guarded):
 
         A record counts as handed over at the next call. None (or absent) where it is not known yet.
         """
+        ready = self._core.ready
+        while self._current is None and ready and ready[0].piece is None and not ready[0].error:
+            item = ready.popleft()
+            if item.generation == self._generations.get(item.place, 0):
+                self._positions[item.place] = item.position
         positions = {
             place: offset for place, offset in self._positions.items() if place.partition >= 0
         }

@@ -374,7 +374,8 @@ class ConsumerCore:
         reader.splice.head = outcome.high_watermark
         reader.splice.log_start = outcome.log_start
         self._emit(reader, reader.splice.position)
-        self._check_end(reader)
+        if not isinstance(reader.start, int) or reader.start <= outcome.high_watermark:
+            self._check_end(reader)  # else a fetch is to say what is wrong with the offset
 
     def _emit(self, reader: Reader, position: int) -> None:
         """Tells the application of a position that moved without a record."""

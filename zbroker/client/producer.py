@@ -167,7 +167,7 @@ class Producer(Guarded):
         self._serialize = _serializer(serializer, "value")
         self._serialize_key = _serializer(key_serializer, "key")
         plain = self._serialize is None and self._serialize_key is None
-        self._fast = self._accumulator.lanes if plain else {}
+        self._fast = self._accumulator.fast if plain else {}
 
     def _init(
         self, servers: tuple[Address, ...], acks: Literal["all", "leader", "none"], linger: float, batch_bytes: int,
