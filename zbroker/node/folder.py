@@ -107,7 +107,11 @@ class DataFolder:
 
     def _format(self, file: Path, node: str) -> str:
         """Writes a new disk's identity, whole or not at all."""
-        present = sorted(entry.name for entry in self.path.iterdir() if entry.name != LOCK)
+        partial = file.with_suffix(
+            ".partial"
+        )  # one that is there already is of a start that crashed here
+        ours = (LOCK, partial.name)
+        present = sorted(entry.name for entry in self.path.iterdir() if entry.name not in ours)
         if present:
             raise DataFolderError(
                 f"the data folder {self.path} is not empty and has no {IDENTITY} (it holds "
@@ -115,7 +119,6 @@ class DataFolder:
             )
         disk_id = secrets.token_hex(16)
         text = json.dumps({"format": FORMAT, "node": node, "disk_id": disk_id}, indent=2) + "\n"
-        partial = file.with_suffix(".partial")
         with partial.open("w", encoding="utf-8") as out:
             out.write(text)
             out.flush()
