@@ -356,6 +356,8 @@ class Broker:
         if topic is None:
             for partition in self.partitions.pop(topic_id, {}).values():
                 partition.delete()
+                if partition.state == "deleted":
+                    self._partition_changed(partition)
         else:
             for partition in kept.values():
                 partition.alter(topic.settings)

@@ -43,6 +43,11 @@ class ReadLedger:
         self._reading_total = 0
         self._waiting: dict[bytes, deque[tuple[int, Callable[[], None]]]] = {}
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being read and nobody waits."""
+        return not (self._reading or self._reading_total or self._waiting)
+
     def ask(self, client: bytes, size: int, start: Callable[[], None]) -> None:
         """Calls `start` now, or once there is room for `size` more bytes; in turn for one client."""
         if client not in self._waiting and self._has_room(client, size):

@@ -13,8 +13,8 @@ leading          log AppendFailed           leading          what was not kept i
 leading          stop                       stopping         new records are refused; what pends is finished
 leading          delete                     deleting         everyone who waits is told that the topic is gone
 stopping         nothing pends              closing          the log is flushed and closed
-deleting         log Closed                 deleted          the files go
-closing          log Closed                 closed
+deleting         log Closed, nobody reads   deleted          the files go
+closing          log Closed, nobody reads   closed
 any              log Broken                 failed           everyone who waits is told; the node stops
 ================ ========================== ================ ===================================================
 """
@@ -43,7 +43,6 @@ from zbroker.errors import (
 from zbroker.log.events import (
     AppendFailed,
     Broken,
-    Closed,
     EpochBegun,
     Found,
     Opened,
@@ -180,6 +179,7 @@ class Partition:
         if self.log.state == "open":
             self.log.close()
         assert opening or self.log.state in ("closing", "closed", "failed"), self.log.state
+        self._finish()
 
     def alter(self, settings: TopicSettings) -> None:
         """The topic's settings changed."""
@@ -234,12 +234,12 @@ class Partition:
 
     def fetch(self, to: Conversation, request: Fetch, now: int) -> None:
         """Answers with committed batches from the offset on, or waits until there are some."""
-        self._check_reading()
+        self.check_reading()
         self._readers.fetch(to, request, now, may_wait=self.state == "leading")
 
     def offsets(self, to: Conversation, request: Offsets) -> None:
         """Answers with the offset of the first record kept, of the next to be committed, or by time."""
-        self._check_reading()
+        self.check_reading()
         self._readers.offsets(to, request)
 
     def delete_records(self, to: Conversation, request: DeleteRecords) -> None:
@@ -276,6 +276,7 @@ class Partition:
         event = self.log.on_event(completion, now)
         if event is not None:
             self._handle(event)
+            self._finish()
         if self.state in ("leading", "stopping"):
             self._advance()
             if self.state == "stopping":
@@ -390,10 +391,16 @@ class Partition:
                 self.high_watermark = self.log.flushed_offset
                 if self.state == "beginning":
                     self.state = "leading"
-            case Closed():
-                self.state = "deleted" if self.state == "deleting" else "closed"
             case Broken():
                 self._broken(event.error)
+
+    def _finish(self) -> None:
+        """Ends once the log is closed, and whoever was reading has been answered."""
+        if self.log.state == "closed" and not self._readers.reading:
+            if self.state == "deleting":
+                self.state = "deleted"
+            elif self.state == "closing":
+                self.state = "closed"
 
     def _opened(self, event: Opened) -> None:
         if self.log.damaged:
@@ -431,12 +438,13 @@ class Partition:
 
     def _check_taking(self) -> None:
         if self.state != "leading":
-            self._check_reading()
+            self.check_reading()
             raise ShuttingDown(
                 "the node is stopping and takes nothing new; another try finds it again"
             )
 
-    def _check_reading(self) -> None:
+    def check_reading(self) -> None:
+        """That the partition is led here and serves (`NotReady`, `UnknownTopic`, `StorageFailed`, `ShuttingDown`)."""
         if self.state in ("leading", "stopping"):
             return
         if self.state in ("opening", "beginning"):

@@ -32,6 +32,8 @@ class Readers:
         self._fetch_max = fetch_max
         self._waiting: list[tuple[int, Conversation, Fetch]] = []
         """Fetches at the partition's end, with their deadlines."""
+        self.reading = 0
+        """Reads and searches that the log has yet to answer: the partition stays for them."""
 
     # Requests ---
 
@@ -53,6 +55,7 @@ class Readers:
         """Answers with an offset by its meaning."""
         partition = self._partition
         if request.at == "time":
+            self.reading += 1
             partition.log.find_time((to, request), request.time, partition.high_watermark)
         elif request.at == "earliest":
             self._answer_offset(to, partition.log.start_offset, -1)
@@ -93,6 +96,7 @@ class Readers:
 
     def read_done(self, event: ReadDone) -> None:
         """The log has read a chunk for somebody."""
+        self.reading -= 1
         to, request = event.token
         if event.error is not None:
             self._refuse(to, event.error)
@@ -102,6 +106,7 @@ class Readers:
 
     def found(self, event: Found) -> None:
         """The log has found an offset by its time for somebody."""
+        self.reading -= 1
         to, _ = event.token
         if event.error is not None:
             self._refuse(to, event.error)
@@ -146,6 +151,13 @@ class Readers:
 
     def _start_reading(self, to: Conversation, request: Fetch) -> None:
         partition = self._partition
+        try:
+            partition.check_reading()  # its turn may have come late
+        except ZBrokerError as error:
+            self._refuse(to, error)
+            self._ledger.done(to.client, request.max_bytes)
+            return
+        self.reading += 1
         token, limit = (to, request), partition.high_watermark
         partition.log.read(token, request.offset, request.max_bytes, limit)
 
