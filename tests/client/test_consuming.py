@@ -52,6 +52,7 @@ class Client:
         self.core = ConsumerCore(settings, self.exchange, self.cluster, self.rng.random)
         self.subjects: set[bytes] = set()
         self.pushes: deque[tuple[bytes, Any, bytes | None]] = deque()
+        self.late: list[tuple[bytes, Any, bytes | None]] = []
         self.requests: deque[Transmit] = deque()
         self.positions: dict[TopicPartition, int] = {}
         self.got: dict[TopicPartition, list[tuple[int, bytes | None]]] = {}
@@ -84,6 +85,8 @@ class Client:
         self.collect()
         while self.pushes and self.rng.random() < 0.8:
             self.deliver(self.pushes.popleft())
+        if self.late and self.rng.random() < 0.1:
+            self.deliver(self.late.pop(self.rng.randrange(len(self.late))))
 
     def subscribe(self, effect: Subscription) -> None:
         if effect.action == "add":
@@ -112,7 +115,9 @@ class Client:
             if push[0] in self.subjects and self.rng.random() >= self.drop:
                 self.pushes.append(push)
                 if self.rng.random() < self.drop / 4:
-                    self.pushes.append(push)
+                    self.pushes.insert(self.rng.randint(0, len(self.pushes)), push)
+                if self.rng.random() < self.drop / 4:
+                    self.late.append(push)
         transport.pushes.clear()
         for change in transport.changes:
             if b"!cluster/" in self.subjects:
