@@ -9,6 +9,8 @@ state       on                                       next        effect
 =========== ======================================== =========== ======================================================
 idle        a new session's probe agrees             following   acknowledged; epochs that begin here are made durable
 idle        the same, and the log is longer          truncating  what is beyond the probe's base is discarded, fsynced
+idle        the same, and an epoch begins at its end truncating  an epoch that led to nothing is forgotten
+            that the leader does not know
 idle        the probe disagrees                      idle        `behind` or `diverged`, from the epoch table
 idle        the log knows a newer epoch              idle        `stale`
 idle        it would discard what is committed       idle        `rebuild`, unless that is allowed
@@ -125,12 +127,17 @@ class Follower:
         elif not message.begins and base > 0 and log.epoch_at(base - 1) != message.prev_epoch:
             epoch, its_end = log.end_of_epoch(message.prev_epoch)
             self._answer("diverged", log_epoch=epoch, end=min(its_end, base))
-        elif base == end and first <= base:
+        elif base == end and first <= base and self._epochs_agree(message):
             self._accept(message)
         elif base < self.high_watermark and not (self._unclean or message.rebuild):
             self._answer("rebuild", end=base)
         else:
             self._discard(message, base)
+
+    def _epochs_agree(self, message: Append) -> bool:
+        """Whether no epoch begins at the log's end of which the leader does not know: one that led to nothing."""
+        end = self.log.end_offset
+        return {*self.log.epochs_between(end, end)} <= {*message.epochs}
 
     def _discard(self, message: Append, base: int) -> None:
         """Cuts the log to a base, or begins it anew there; the session goes on once that is on disk."""

@@ -16,6 +16,7 @@ probing    `behind`, `diverged`            probing    probes where the two epoch
 probing    no answer for `RESEND_MS`       probing    probes again, in a new session
 streaming  `ok`                            streaming  sends on, within the follower's limit
 streaming  `gap`                           probing    a new session, at the follower's end
+streaming  `gap` again at once             waiting    the same after `RETRY_MS`
 streaming  no answer for `RESEND_MS`       probing    a new session, at what was acknowledged
 any        `not_ready`                     waiting    probes again after `RETRY_MS`, or when the metadata grew
 any        `full`                          waiting    probes again after `FULL_MS`
@@ -216,8 +217,7 @@ class Leader:
                     follower.heard_at = self._now
                     self._agree(node, follower, answer.log_epoch, answer.end)
             case "gap":
-                self._note(node, follower, answer)
-                self._begin_session(node, answer.end)
+                self._on_gap(node, follower, answer)
             case "not_ready":
                 self._wait(node, follower, RETRY_MS)
             case "full":
@@ -241,6 +241,16 @@ class Leader:
             follower.full = follower.rebuilding = False
         self._note(node, follower, answer)
         self._pump(node, follower)
+
+    def _on_gap(self, node: str, follower: Progress, answer: Appended) -> None:
+        """Begins anew where the follower's log ends: at once, but not again and again."""
+        soon = self._now - follower.gap_at < RETRY_MS
+        follower.gap_at = self._now
+        if soon:
+            self._wait(node, follower, RETRY_MS)
+            follower.next = min(answer.end, self.log.end_offset)
+        else:
+            self._begin_session(node, answer.end)
 
     def _note(self, node: str, follower: Progress, answer: Appended) -> None:
         """What an answer says of the part of the log that is known to agree."""
@@ -487,7 +497,7 @@ class Leader:
             return None
         wanted = {node for node in self.isr if not self._must_leave(node, now)}
         for node, follower in self.followers.items():
-            if node not in wanted and node in eligible and self._may_join(follower):
+            if node not in self.isr and node in eligible and self._may_join(follower):
                 wanted.add(node)
         if wanted == set(self.isr):
             return None

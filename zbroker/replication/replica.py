@@ -134,7 +134,8 @@ class Replica:
         if before is not None and appointment.epoch < before.epoch:
             return
         self.appointment = appointment
-        if before is not None and appointment.epoch == before.epoch:
+        same = before is not None and appointment.epoch == before.epoch
+        if same and before is not None and appointment.leader == before.leader:
             if self.leader is not None:
                 if sorted(appointment.isr) != self.leader.isr:
                     self.leader.isr_committed(appointment.isr)

@@ -1,0 +1,148 @@
+"""The metadata partition: elections, and histories from seeds in which voters die, freeze and lose one another."""
+
+from __future__ import annotations
+
+import pytest
+from cluster.world import TIMEOUT, World
+
+SEEDS = 80
+
+
+def fault(world: World) -> None:
+    rng = world.rng
+    node = world.nodes[rng.choice(world.names)]
+    kind = rng.choice((
+        "kill", "power", "blackout", "start", "start", "start", "freeze", "thaw", "break", "late", "late",
+        "cut", "cut one way", "heal", "gone",
+    ))  # fmt: skip
+    others = [name for name in world.names if name != node.name]
+    if kind in ("kill", "power") and node.up:
+        node.stop(power=kind == "power")
+        if rng.random() < 0.5:
+            world.notice_gone(node.name)
+    elif kind == "blackout" and rng.random() < 0.3:
+        for each in world.nodes.values():
+            if each.up:
+                each.stop(power=True)
+    elif kind == "start" and not node.up:
+        node.start()
+    elif kind == "freeze":
+        node.frozen = node.up
+    elif kind == "thaw":
+        node.frozen = False
+    elif kind == "break":
+        for link in sorted(world.network.links):
+            if rng.random() < 0.4:
+                world.network.break_link(link)
+    elif kind == "late":
+        world.network.deliver_late()
+    elif kind == "cut":
+        for other in others:
+            world.network.cut |= {(node.name, other), (other, node.name)}
+    elif kind == "cut one way":
+        world.network.cut.add((node.name, rng.choice(others)))
+    elif kind == "heal":
+        world.network.cut.clear()
+    elif kind == "gone" and not node.up:
+        world.notice_gone(node.name)
+
+
+def history(seed: int, steps: int = 500) -> World:
+    world = World(seed, voters=3 if seed % 3 else 5)
+    rng = world.rng
+    faults = rng.choice((0.0, 0.02, 0.06))
+    for _ in range(steps):
+        draw = rng.random()
+        if draw < 0.1:
+            world.propose(world.nodes[rng.choice(world.names)])
+        elif draw < 0.25:
+            world.tick(rng.choice((50, 100, 400, 1500)))
+        elif draw < 0.25 + faults:
+            fault(world)
+        else:
+            for _ in range(rng.randint(1, 10)):
+                world.step()
+    world.heal()
+    return world
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_what_raft_promises(seed: int) -> None:
+    world = history(seed)
+    world.check_healed()
+
+
+def test_the_first_election_and_a_decision() -> None:
+    world = World(1)
+    world.run(4 * TIMEOUT)
+    node = world.controller
+    assert node is not None
+    assert world.propose(node)
+    world.run(500)
+    assert world.acknowledged == {0}
+    assert {each.partition.leader for each in world.nodes.values()} == {node.name}
+    assert {each.partition.metadata.next_producer_id for each in world.nodes.values()} == {1}
+
+
+def test_one_voter_leads_at_once() -> None:
+    world = World(1, voters=1)
+    world.run(100)
+    assert world.controller is not None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_evidence_of_death_elects_in_milliseconds(seed: int) -> None:
+    world = World(seed)
+    world.run(4 * TIMEOUT)
+    old = world.controller
+    assert old is not None
+    old.stop(power=False)
+    world.notice_gone(old.name)
+    world.run(200, step_ms=5)
+    assert world.controller is not None
+    assert world.controller is not old
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_silence_elects_in_about_the_timeout(seed: int) -> None:
+    world = World(seed)
+    world.run(4 * TIMEOUT)
+    old = world.controller
+    assert old is not None
+    old.frozen = True
+    world.run(TIMEOUT - 100)
+    assert world.controller is None
+    world.run(4 * TIMEOUT)
+    assert world.controller is not None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_voter_that_hears_nobody_deposes_nobody(seed: int) -> None:
+    world = World(seed)
+    world.run(4 * TIMEOUT)
+    leader = world.controller
+    assert leader is not None
+    epoch = leader.partition.replica.epoch
+    deaf = next(name for name in world.names if name != leader.name)
+    for other in world.names:
+        world.network.cut.add((other, deaf))
+    world.run(10 * TIMEOUT)
+    world.network.cut.clear()
+    world.run(4 * TIMEOUT)
+    assert world.controller is leader
+    assert leader.partition.replica.epoch == epoch
+
+
+def test_a_leader_without_a_majority_steps_down() -> None:
+    world = World(2)
+    world.run(4 * TIMEOUT)
+    leader = world.controller
+    assert leader is not None
+    for other in world.names:
+        world.network.cut |= {(leader.name, other), (other, leader.name)}
+    world.run(2 * TIMEOUT + 300)
+    assert not leader.partition.ready
+    heard: list[object] = []
+    assert not world.propose(leader)
+    assert not heard
+    assert world.controller is not None

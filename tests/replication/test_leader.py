@@ -1,0 +1,293 @@
+"""A leader alone, by script: what counts as committed, and what it must not believe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from zbroker.protocol.batch import Buffer
+from zbroker.protocol.peers import Append, Appended
+from zbroker.replication.leader import RESEND_MS, RETRY_MS, Leader, LeaderSettings
+from zbroker.replication.ports import LinkBudget
+
+
+class StubLog:
+    """A leader's log: offsets and epochs, without a disk."""
+
+    def __init__(self, epochs: list[tuple[int, int]], end: int) -> None:
+        self.entries = epochs
+        self.first_offset = self.start_offset = 0
+        self.end_offset = self.written_offset = self.flushed_offset = end
+        self.reads: list[tuple[Any, int]] = []
+
+    @property
+    def last_epoch(self) -> int:
+        return self.entries[-1][0]
+
+    def epoch_at(self, offset: int) -> int:
+        found = [epoch for epoch, start in self.entries if start <= offset < self.end_offset]
+        return found[-1] if found else -1
+
+    def end_of_epoch(self, epoch: int) -> tuple[int, int]:
+        below = [known for known, _ in self.entries if known <= epoch]
+        above = [start for known, start in self.entries if known > epoch]
+        return (below[-1] if below else -1), (above[0] if above else self.end_offset)
+
+    def start_of_epoch(self, epoch: int) -> int:
+        return dict(self.entries)[epoch]
+
+    def epochs_between(self, first: int, last: int) -> list[tuple[int, int]]:
+        return [entry for entry in self.entries if first <= entry[1] <= last]
+
+    def read(self, token: Any, offset: int, max_bytes: int, limit: int) -> None:
+        self.reads.append((token, offset))
+
+
+class Bench:
+    """A leader of epoch 5, which began at offset 10, with followers `b` and `c`."""
+
+    def __init__(
+        self, *, quorum: bool = False, min_insync: int = 1, known: int = 0, isr: str = "abc"
+    ) -> None:
+        self.log = StubLog([(1, 0), (5, 10)], 10)
+        self.sent: list[tuple[str, Append]] = []
+        self.now = 1000
+        self.leader = Leader(
+            self.log,  # type: ignore[arg-type]
+            LeaderSettings(node="a", topic_id="t", quorum=quorum, min_insync=min_insync, lag_max=1000),
+            epoch=5, isr=list(isr), metadata=7, known=known, send=self.send, budgets=lambda _: LinkBudget(1 << 20),
+            now=self.now,
+        )  # fmt: skip
+        self.leader.set_followers({"b": 1, "c": 1}, self.now)
+
+    def send(self, node: str, message: Append, batches: Sequence[Buffer]) -> None:
+        self.sent.append((node, message))
+
+    def session(self, node: str) -> int:
+        return self.leader.followers[node].session
+
+    def hear(
+        self, node: str, written: int, *, begun: int = 5, status: Any = "ok", **fields: Any
+    ) -> int:
+        answer = Appended(
+            topic_id="t", epoch=5, session=fields.pop("session", self.session(node)),
+            status=status, written=written, flushed=fields.pop("flushed", written), begun=begun, limit=1 << 30, end=fields.pop("end", written), **fields,
+        )  # fmt: skip
+        self.leader.on_appended(node, fields.pop("incarnation", 1), answer, self.now)
+        self.leader.advance()
+        return self.leader.high_watermark
+
+    def append(self, count: int = 1) -> None:
+        for _ in range(count):
+            base = self.log.end_offset
+            self.log.end_offset += 1
+            self.leader.appended(base, base + 1, b"batch")
+
+    def flush(self) -> int:
+        self.log.written_offset = self.log.flushed_offset = self.log.end_offset
+        self.leader.advance()
+        return self.leader.high_watermark
+
+
+def test_nothing_is_exposed_before_every_member_is_in_the_epoch() -> None:
+    bench = Bench()
+    assert bench.hear("b", 10) == -1
+    assert bench.hear("c", 10, begun=1) == -1
+    assert bench.hear("c", 10, begun=5) == 10
+
+
+def test_the_slowest_member_counts_and_flushed_counts() -> None:
+    bench = Bench()
+    for node in "bc":
+        bench.hear(node, 10)
+    bench.append(3)
+    assert bench.flush() == 10
+    assert bench.hear("b", 13) == 10
+    assert bench.hear("c", 13, flushed=11) == 11
+    assert bench.hear("c", 13) == 13
+    assert [base for base, _ in bench.leader.committed_batches()] == [10, 11, 12]
+
+
+def test_the_leaders_own_disk_counts() -> None:
+    bench = Bench()
+    for node in "bc":
+        bench.hear(node, 10)
+    bench.append(2)
+    for node in "bc":
+        assert bench.hear(node, 12) == 10
+    assert bench.flush() == 12
+
+
+def test_an_acknowledgement_beyond_what_was_sent_is_not_believed() -> None:
+    bench = Bench(quorum=True)
+    bench.hear("b", 10)
+    bench.append()
+    bench.flush()
+    # A follower with an unmatched tail of its own says that it has more than it was sent.
+    bench.leader.followers["b"].next = 10
+    assert bench.hear("b", 99) == -1
+    bench.leader.followers["b"].next = 11
+    assert bench.hear("b", 99) == 11
+
+
+def test_an_older_epoch_is_never_committed_by_counting() -> None:
+    bench = Bench(quorum=True)
+    assert bench.hear("b", 10) == -1, "a majority has all of epoch 1, and none of epoch 5"
+    assert bench.hear("c", 10) == -1
+    bench.append()
+    assert bench.hear("b", 10) == -1
+    assert bench.flush() == -1
+    assert bench.hear("b", 11) == 11
+
+
+def test_a_majority_commits_without_the_leaders_disk() -> None:
+    bench = Bench(quorum=True)
+    for node in "bc":
+        bench.hear(node, 10)
+    bench.append()
+    bench.hear("b", 11)
+    assert bench.hear("c", 11) == 11
+
+
+def test_stale_answers_count_for_nothing() -> None:
+    bench = Bench()
+    old = bench.session("b")
+    bench.hear("c", 10)
+    bench.leader.set_followers({"b": 2, "c": 1}, bench.now)
+    assert bench.session("b") > old
+    assert bench.hear("b", 10, session=old) == -1
+    stale = Appended(
+        topic_id="t", epoch=4, session=bench.session("b"), written=10, flushed=10, begun=5, end=10
+    )
+    bench.leader.on_appended("b", 2, stale, bench.now)
+    assert bench.leader.advance() is False
+    fresh = Appended(
+        topic_id="t", epoch=5, session=bench.session("b"), written=10, flushed=10, begun=5, end=10
+    )
+    bench.leader.on_appended("b", 1, fresh, bench.now)
+    assert bench.leader.advance() is False, "an earlier start of that node"
+    bench.leader.on_appended("b", 2, fresh, bench.now)
+    assert bench.leader.advance() is True
+
+
+def test_a_pending_member_counts_at_once() -> None:
+    bench = Bench(isr="ab")
+    bench.hear("b", 10)
+    assert bench.leader.high_watermark == 10
+    bench.hear("c", 10)
+    assert bench.leader.isr_to_propose("abc", bench.now) == ["a", "b", "c"]
+    bench.append()
+    bench.flush()
+    assert bench.hear("b", 11) == 10, "c may be in the ISR by now"
+    assert bench.hear("c", 11) == 11
+
+
+def test_a_shrink_counts_only_once_it_is_committed() -> None:
+    bench = Bench()
+    for node in "bc":
+        bench.hear(node, 10)
+    bench.append()
+    bench.flush()
+    bench.hear("b", 11)
+    later = bench.now + 5000
+    bench.leader.followers["b"].caught_up_at = later
+    assert bench.leader.isr_to_propose("abc", later) == ["a", "b"]
+    bench.leader.advance()
+    assert bench.leader.high_watermark == 10
+    bench.leader.isr_committed(["a", "b"])
+    bench.leader.advance()
+    assert bench.leader.high_watermark == 11
+
+
+def test_nobody_joins_who_lacks_what_is_committed() -> None:
+    bench = Bench(isr="ab")
+    bench.hear("b", 10)
+    bench.append(2)
+    bench.flush()
+    bench.hear("b", 12)
+    bench.hear("c", 11)
+    assert bench.leader.isr_to_propose("abc", bench.now) is None
+    bench.hear("c", 12, begun=1)
+    assert bench.leader.followers["c"].begun == 5
+    assert bench.leader.isr_to_propose("abc", bench.now) == ["a", "b", "c"]
+
+
+def test_nobody_joins_who_was_not_in_this_epoch() -> None:
+    bench = Bench(isr="ab")
+    bench.hear("b", 10)
+    bench.hear("c", 10, begun=1)
+    assert bench.leader.isr_to_propose("abc", bench.now) is None
+
+
+def test_too_few_in_sync_commit_nothing_new() -> None:
+    bench = Bench(isr="a", min_insync=2, known=6)
+    assert bench.leader.advance() is True
+    assert bench.leader.high_watermark == 6, "what is known to be committed is served"
+    bench.append()
+    assert bench.flush() == 6
+    bench.hear("b", 11)
+    assert bench.leader.isr_to_propose("abc", bench.now) == ["a", "b"]
+    bench.leader.isr_committed(["a", "b"])
+    bench.leader.advance()
+    assert bench.leader.high_watermark == 11
+
+
+def test_it_never_goes_back() -> None:
+    bench = Bench(isr="a")
+    bench.leader.advance()
+    bench.append(3)
+    assert bench.flush() == 13
+    bench.leader.isr_committed(["a", "b"])
+    bench.hear("b", 10)
+    assert bench.leader.high_watermark == 13
+
+
+def test_a_probe_goes_down_to_where_the_epochs_agree() -> None:
+    bench = Bench()
+    bench.hear("b", 0, status="behind", end=8, log_epoch=3, begun=-1)
+    # Epoch 3 is not known here: the newest below it is 1, which ends at 10, beyond the follower's end.
+    assert bench.sent[-1][1].base == 8
+    bench.hear("b", 0, status="diverged", end=4, log_epoch=1, begun=-1)
+    message = bench.sent[-1][1]
+    assert (message.probe, message.base, message.prev_epoch) == (True, 4, 1)
+    bench.hear("b", 0, status="diverged", end=2, log_epoch=-1, begun=-1)
+    assert bench.sent[-1][1].begins
+
+
+@pytest.mark.parametrize("status", ["not_ready", "full", "rebuild"])
+def test_one_who_cannot_follow_is_tried_again_later(status: str) -> None:
+    bench = Bench()
+    bench.hear("b", 0, status=status)
+    sent = len([node for node, _ in bench.sent if node == "b"])
+    bench.leader.on_tick(bench.now + RETRY_MS - 1)
+    assert len([node for node, _ in bench.sent if node == "b"]) == sent
+    if status == "rebuild":
+        bench.leader.on_tick(bench.now + 5000)
+        assert not [m for node, m in bench.sent if node == "b" and m.rebuild], (
+            "not while it is in the ISR"
+        )
+        bench.leader.isr_committed(["a", "c"])
+    bench.leader.on_tick(bench.now + 9000)
+    probes = [message for node, message in bench.sent if node == "b"][sent:]
+    assert probes
+    assert probes[-1].probe
+    assert probes[-1].rebuild is (status == "rebuild")
+
+
+def test_what_is_not_answered_is_asked_again_in_a_new_session() -> None:
+    bench = Bench()
+    bench.hear("b", 10)
+    bench.append()
+    session = bench.session("b")
+    bench.leader.on_tick(bench.now + RESEND_MS)
+    _, message = [item for item in bench.sent if item[0] == "b"][-1]
+    assert (message.probe, message.base) == (True, 10)
+    assert bench.session("b") == session + 1
+
+
+def test_a_newer_epoch_at_a_follower_deposes() -> None:
+    bench = Bench()
+    bench.hear("b", 0, status="stale", log_epoch=9)
+    assert bench.leader.deposed == 9

@@ -1,0 +1,325 @@
+"""Who leads the metadata log: Raft's election, with pre-vote and check-quorum.
+
+Owns one voter's part: its ballot, whom it hears, whom it asks. Never reads a clock or a die of its own, never touches
+the log (it is told where the log ends), and says nothing that its ballot on disk does not back: whatever follows from
+a new epoch or a vote waits in `_then` until the ballot is saved.
+
+========= ================================================ ========= ==================================================
+state     on                                               next      effect
+========= ================================================ ========= ==================================================
+follower  silence for the election timeout                 prospect  asks for pre-votes
+follower  evidence that the leader's process is gone       prospect  the same, at once (the first in line) or soon
+prospect  a majority would vote for it                     candidate a new epoch, voted for itself; asks for votes
+prospect  no majority in time                              prospect  asks again, after a random pause
+candidate a majority of votes                              leader    leads the epoch
+candidate no majority in time                              prospect
+any       an append of the present epoch                   follower  its sender leads
+any       a message of a newer epoch                       follower  the epoch is saved without a vote
+leader    no majority heard for the election timeout       follower  steps down (check-quorum); the epoch stays
+========= ================================================ ========= ==================================================
+
+A vote is given once an epoch, to a candidate whose log ends no earlier than the voter's own (by epoch, then offset).
+Neither a vote nor a pre-vote is given while a leader was heard within the election timeout: so a voter that hears the
+leader protects it from one that does not. A refused connect to the leader's own port waives that, for the voter that
+saw it: the process is gone, while its machine lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from zbroker.cluster.ballot import Ballot
+from zbroker.protocol.peers import Vote, VoteRequest
+from zbroker.replication.commit import is_majority
+
+State = Literal["follower", "prospect", "candidate", "leader"]
+
+STAGGER_MS = 20
+"""How much later each voter in line stands than the one before it, once the leader is known to be gone."""
+EVIDENCE_RETRY_MS = 15
+"""How soon a pre-vote is asked for again while the leader is known to be gone: others may see it a moment later."""
+
+
+class ElectionSettings(msgspec.Struct, frozen=True):
+    """Times in milliseconds.
+
+    Attributes:
+        timeout: silence after which a voter takes its leader for gone, and within which it protects it. Each wait is
+            this long and up to as much again, at random.
+    """
+
+    timeout: int = 1000
+
+
+class Surroundings(Protocol):
+    """What an election needs."""
+
+    def send(self, node: str, message: VoteRequest | Vote) -> None:
+        """Sends to a voter; may be lost."""
+
+    def save(self, ballot: Ballot) -> None:
+        """Begins to save the ballot; `Election.on_saved` says when it is on disk."""
+
+    def log_position(self) -> tuple[int, int]:
+        """Epoch of the last record in the log's flushed part, and where that ends."""
+
+    def random(self) -> float:
+        """From 0 to 1, the latter excluded."""
+
+
+class Election:
+    """One voter's part. See the module for its states.
+
+    Attributes:
+        epoch: the newest epoch that is on disk here.
+        leader: who leads it, None where that is not known.
+        state: see the module.
+        changed: told after every change of epoch, leader or state.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        voters: Sequence[str],
+        ballot: Ballot,
+        surroundings: Surroundings,
+        settings: ElectionSettings,
+        *,
+        changed: Callable[[], None],
+        now: int,
+    ) -> None:
+        self.node = node
+        self.voters = sorted(voters)
+        self.state: State = "follower"
+        self.leader: str | None = None
+        self.changed = changed
+        self._ballot = ballot
+        self._saved = ballot
+        self._saving = False
+        self._then: list[Callable[[], None]] = []
+        self._around = surroundings
+        self._settings = settings
+        self._now = now
+        self._heard_at = now
+        self._gone: set[str] = set()
+        self._granted: set[str] = set()
+        self._due = now if self.voters == [node] else now + self._pause()
+        self._fresh_until = now + settings.timeout
+
+    @property
+    def epoch(self) -> int:
+        """See the class."""
+        return self._saved.epoch
+
+    @property
+    def due(self) -> int | None:
+        """When `on_tick` has something to do, monotonic ms."""
+        return None if self.state == "leader" or self.node not in self.voters else self._due
+
+    # Messages ---
+
+    def on_vote_request(self, sender: str, request: VoteRequest, now: int) -> None:
+        """Somebody stands for election, or asks whether it should."""
+        self._now = now
+        if sender not in self.voters or self.node not in self.voters:
+            return
+        if request.pre:
+            willing = (
+                request.epoch > self._ballot.epoch
+                and not self._is_protected()
+                and self._is_complete(request)
+            )
+            epoch = request.epoch if willing else self._ballot.epoch
+            self._around.send(sender, Vote(epoch=epoch, granted=willing, pre=True))
+            return
+        if self._is_protected() and request.epoch > self._ballot.epoch:
+            return  # neither the vote nor the epoch: the leader that is heard goes on
+        complete = self._is_complete(request)
+        if request.epoch > self._ballot.epoch:
+            self._step_down(request.epoch, None, vote=sender if complete else None)
+        granted = (
+            request.epoch == self._ballot.epoch
+            and self._ballot.voted_for in (None, sender)
+            and complete
+        )
+        if granted and self._ballot.voted_for is None:
+            self._due = now + self._pause()
+            self._write(Ballot(request.epoch, sender))
+        epoch = self._ballot.epoch
+        self._when_saved(lambda: self._around.send(sender, Vote(epoch=epoch, granted=granted)))
+
+    def on_vote(self, sender: str, vote: Vote, now: int) -> None:
+        """A voter answers."""
+        self._now = now
+        if sender not in self.voters:
+            return
+        if vote.epoch > self._ballot.epoch and not (vote.pre and vote.granted):
+            self._step_down(vote.epoch, None)
+            return
+        if not vote.granted:
+            return
+        if vote.pre and self.state == "prospect" and vote.epoch == self._ballot.epoch + 1:
+            self._granted.add(sender)
+            if is_majority(self._granted, self.voters):
+                self._stand()
+        elif not vote.pre and self.state == "candidate" and vote.epoch == self._ballot.epoch:
+            assert self._saved == self._ballot, "nobody was asked before the ballot was on disk"
+            self._granted.add(sender)
+            self._count()
+
+    def on_leader(self, sender: str, epoch: int, now: int) -> bool:
+        """A leader's append came; False where its epoch is over, or is not on disk here yet."""
+        self._now = now
+        if epoch < self._ballot.epoch:
+            return False
+        self._heard_at = now
+        self._gone.discard(sender)
+        self._due = now + self._pause()
+        if epoch > self._ballot.epoch:
+            self._step_down(epoch, sender)
+        elif self.leader != sender or self.state != "follower":
+            assert self.state != "leader", f"two leaders of epoch {epoch}: {sender} and this node"
+            self.state = "follower"
+            self.leader = sender
+            self.changed()
+        return self._saved.epoch == epoch
+
+    def on_newer_epoch(self, epoch: int, now: int) -> None:
+        """Somebody answered with a newer epoch."""
+        self._now = now
+        if epoch > self._ballot.epoch:
+            self._step_down(epoch, None)
+
+    # Evidence and time ---
+
+    def on_gone(self, node: str, now: int) -> None:
+        """This voter's own connect to a node was refused: its process is gone."""
+        self._now = now
+        self._gone.add(node)
+        if node == self.leader and self.state == "follower" and self.node in self.voters:
+            in_line = [voter for voter in self.voters if voter not in self._gone]
+            self._due = now + STAGGER_MS * in_line.index(self.node)
+
+    def on_back(self, node: str) -> None:
+        """A node answers again."""
+        self._gone.discard(node)
+
+    def on_tick(self, now: int) -> None:
+        """Time has passed."""
+        self._now = now
+        due = self.due
+        if due is not None and now >= due:
+            self._ask()
+
+    def quorum_lost(self, now: int) -> None:
+        """The leader has not heard a majority for the election timeout: it may have been replaced."""
+        self._now = now
+        if self.state == "leader":
+            self.state = "follower"
+            self.leader = None
+            self._due = now + self._pause()
+            self.changed()
+
+    def on_saved(self, ballot: Ballot) -> None:
+        """A ballot is on disk; what waited for it goes out, unless a newer one is on its way."""
+        self._saved = ballot
+        self._saving = False
+        if ballot != self._ballot:
+            self._save()
+        else:
+            waiting, self._then = self._then, []
+            for action in waiting:
+                action()
+            self.changed()
+
+    # Standing for election ---
+
+    def _ask(self) -> None:
+        """Asks everyone whether they would vote for this voter."""
+        self.state = "prospect"
+        known_gone = self.leader in self._gone
+        if not known_gone:
+            self.leader = None
+        self._granted = {self.node}
+        self._due = self._now + (EVIDENCE_RETRY_MS if known_gone else self._pause() // 2)
+        if is_majority(self._granted, self.voters):
+            self._stand()
+            return
+        self._request(self._ballot.epoch + 1, pre=True)
+
+    def _stand(self) -> None:
+        """Stands: nothing is said before the vote for itself is on disk."""
+        self.state = "candidate"
+        self.leader = None
+        self._granted = set()
+        self._due = self._now + self._pause()
+        self._write(Ballot(self._ballot.epoch + 1, self.node))
+        self._when_saved(self._campaign)
+
+    def _campaign(self) -> None:
+        if self.state != "candidate":
+            return
+        self._granted = {self.node}
+        self._request(self._saved.epoch, pre=False)
+        self._count()
+
+    def _count(self) -> None:
+        if self.state == "candidate" and is_majority(self._granted, self.voters):
+            self.state = "leader"
+            self.leader = self.node
+            self._gone.clear()
+            self.changed()
+
+    def _request(self, epoch: int, *, pre: bool) -> None:
+        last_epoch, end = self._around.log_position()
+        for voter in self.voters:
+            if voter != self.node:
+                message = VoteRequest(epoch=epoch, last_epoch=last_epoch, end=end, pre=pre)
+                self._around.send(voter, message)
+
+    # Within ---
+
+    def _is_protected(self) -> bool:
+        """Whether there is a leader to protect: this voter itself, or one that it has heard lately."""
+        if self.state == "leader":
+            return True
+        if self._now < self._fresh_until and self.leader is None and not self._gone:
+            return True  # this voter may have answered a leader just before it started anew
+        heard = self._now - self._heard_at < self._settings.timeout
+        return heard and self.leader is not None and self.leader not in self._gone
+
+    def _is_complete(self, request: VoteRequest) -> bool:
+        """Whether a candidate's log has all that this voter's has (Raft, section 5.4.1)."""
+        return (request.last_epoch, request.end) >= self._around.log_position()
+
+    def _step_down(self, epoch: int, leader: str | None, *, vote: str | None = None) -> None:
+        """A newer epoch: nothing of an older one goes on."""
+        self.state = "follower"
+        self.leader = leader
+        self._granted = set()
+        self._due = self._now + self._pause()
+        self._then.clear()
+        self._write(Ballot(epoch, vote))
+        self.changed()
+
+    def _write(self, ballot: Ballot) -> None:
+        self._ballot = ballot
+        if not self._saving:
+            self._save()
+
+    def _save(self) -> None:
+        """One ballot is on its way to the disk at a time, so that none overtakes a newer one."""
+        self._saving = True
+        self._around.save(self._ballot)
+
+    def _when_saved(self, action: Callable[[], None]) -> None:
+        if self._saved == self._ballot:
+            action()
+        else:
+            self._then.append(action)
+
+    def _pause(self) -> int:
+        return self._settings.timeout + int(self._settings.timeout * self._around.random())
