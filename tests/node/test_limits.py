@@ -144,10 +144,18 @@ def _offsets(subscriber: zmq.Socket[bytes]) -> list[int]:
     return []
 
 
-def test_an_oversized_frame_ends_that_connection_only(node: NodeProcess) -> None:
+def test_an_oversized_frame_is_refused_and_the_connection_lives(node: NodeProcess) -> None:
+    with RawClient(node.servers) as client:
+        reply = client.ask(Status(), bytes(9 * MIB))
+        assert reply.code == "too_large"
+        assert "limits: frame" in reply.message
+        assert client.ask(Status()).node == "node1"
+
+
+def test_a_frame_of_twice_the_limit_ends_that_connection_only(node: NodeProcess) -> None:
     with RawClient(node.servers) as client, RawClient(node.servers) as hostile:
         hostile.ask(Status())
-        hostile.socket.send_multipart((wire.encode(Status(id=1)), bytes(9 * MIB)))
+        hostile.socket.send_multipart((wire.encode(Status(id=1)), bytes(17 * MIB)))
         assert client.ask(Status()).node == "node1"
 
 

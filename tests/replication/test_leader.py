@@ -73,7 +73,8 @@ class Bench:
     ) -> int:
         answer = Appended(
             topic_id="t", epoch=5, session=fields.pop("session", self.session(node)),
-            status=status, written=written, flushed=fields.pop("flushed", written), begun=begun, limit=1 << 30, end=fields.pop("end", written), **fields,
+            status=status, written=written, flushed=fields.pop("flushed", written), begun=begun,
+            limit=1 << 30, end=fields.pop("end", written), **fields,
         )  # fmt: skip
         self.leader.on_appended(node, fields.pop("incarnation", 1), answer, self.now)
         self.leader.advance()

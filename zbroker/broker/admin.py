@@ -11,8 +11,8 @@ from zbroker.broker.metadata_log import MetadataLog
 from zbroker.broker.ports import BrokerSettings, Conversation, FreshId
 from zbroker.cluster import controller
 from zbroker.cluster.metadata import TopicState
-from zbroker.cluster.records import MetadataRecord
-from zbroker.errors import UnknownTopic, ZBrokerError
+from zbroker.cluster.records import MetadataRecord, TopicAltered, TopicCreated
+from zbroker.errors import InvalidSetting, UnknownTopic, ZBrokerError
 from zbroker.protocol import frames as wire
 from zbroker.protocol.batch import Buffer
 from zbroker.protocol.messages import (
@@ -29,6 +29,7 @@ from zbroker.protocol.messages import (
     Reply,
     Topic,
 )
+from zbroker.units import format_size
 
 Decided = Callable[[str, str], None]
 """Carries out what was committed about a topic (id, name)."""
@@ -85,6 +86,7 @@ class AdminDesk:
             topic_id=self._fresh_id(),
             request_id=request.request_id,
         )
+        self._check_fits(records)
         self._change(to, request.name, records, wall, _created)
 
     def alter_topic(self, to: Conversation, request: AlterTopic, wall: int) -> None:
@@ -92,6 +94,7 @@ class AdminDesk:
         records = controller.alter_topic(
             self._log.metadata, name=request.name, topic_id=request.topic_id, given=request.settings
         )
+        self._check_fits(records)
         self._change(to, request.name, records, wall, _altered)
 
     def delete_topic(self, to: Conversation, request: DeleteTopic, wall: int) -> None:
@@ -114,6 +117,20 @@ class AdminDesk:
             self._reply(to, DeleteTopicReply(id=to.id, topic_id=topic_id), None)
 
         self._log.propose(records, committed, wall)
+
+    def _check_fits(self, records: Sequence[MetadataRecord]) -> None:
+        """That the batches of a topic fit into the frames that this node takes."""
+        limit = self._settings.batch_max
+        for record in records:
+            if (
+                isinstance(record, TopicCreated | TopicAltered)
+                and record.settings.max_batch > limit
+            ):
+                raise InvalidSetting(
+                    f"max_batch: found {format_size(record.settings.max_batch)}, expected at most "
+                    f"{format_size(limit)}: a batch has to fit into a frame (limits: frame)",
+                    setting="max_batch",
+                )
 
     def partition_opened(self, topic_id: str) -> None:
         """A partition takes records; with the last one, those who made the topic are told."""

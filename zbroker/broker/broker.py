@@ -31,6 +31,7 @@ from zbroker.errors import (
     ClusterMismatch,
     DataFolderError,
     MalformedMessage,
+    MessageTooLarge,
     NotReady,
     Overloaded,
     UnknownPartition,
@@ -182,6 +183,12 @@ class Broker:
     def _take(self, to: Conversation, request: Request, bodies: Sequence[Frame], now: int) -> None:
         if self.state not in ("serving", "stopping"):
             raise NotReady("the node is starting; try again in a moment")
+        largest = max(map(len, bodies), default=0)
+        if largest > self.settings.frame_max:
+            raise MessageTooLarge(
+                f"a frame has {largest} bytes, and this node takes {self.settings.frame_max} (limits: frame)",
+                size=largest, limit=self.settings.frame_max,
+            )  # fmt: skip
         wanted = isinstance(request, Produce)
         if len(bodies) != wanted:
             raise MalformedMessage(

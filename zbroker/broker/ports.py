@@ -74,6 +74,8 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     voters: tuple[str, ...]
     topic_defaults: Mapping[str, Value] = {}
     frame_max: int = 8 << 20
+    batch_max: int = (8 << 20) - (64 << 10)
+    """The largest `max_batch` that a topic may have: its batches have to fit into a frame with their head."""
     memory_max: int = 256 << 20
     in_flight_max: int = 1000
     """Requests that one client may have unanswered."""

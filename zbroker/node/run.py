@@ -17,7 +17,7 @@ from types import FrameType
 from zbroker import __version__
 from zbroker.broker.broker import Broker
 from zbroker.broker.ports import BrokerSettings, Report
-from zbroker.config import Config
+from zbroker.config import FRAME_OVERHEAD, Config
 from zbroker.node import logs, metrics
 from zbroker.node.files import RealFiles
 from zbroker.node.folder import DataFolder
@@ -168,6 +168,7 @@ def _broker_settings(config: Config, disk_id: str) -> BrokerSettings:
         voters=config.cluster.voters,
         topic_defaults=config.cluster.topics,
         frame_max=config.limits.frame,
+        batch_max=config.limits.frame - FRAME_OVERHEAD,
         memory_max=config.limits.memory,
         software=f"zbroker {__version__}",
     )

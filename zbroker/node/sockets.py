@@ -265,7 +265,8 @@ class Sockets:
 
     def _bind(self, socket: zmq.Socket[bytes], port: int) -> zmq.Socket[bytes]:
         socket.set(zmq.LINGER, 0)
-        socket.set(zmq.MAXMSGSIZE, self._frame_max)
+        # What is only a little too large is answered by the broker; what is more ends the connection unread.
+        socket.set(zmq.MAXMSGSIZE, 2 * self._frame_max)
         socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         socket.set(zmq.HEARTBEAT_IVL, 5000)
         socket.set(zmq.HEARTBEAT_TIMEOUT, 15_000)
