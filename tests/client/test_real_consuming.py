@@ -63,8 +63,13 @@ def take_all(consumer: Consumer, first: dict[int, int], last: dict[int, int]) ->
             assert record.offset == expected[record.partition], record
             expected[record.partition] += 1
         found += records
-    assert expected == last
+    assert all(expected[number] >= end for number, end in last.items())
     return found
+
+
+def next_offsets(first: dict[int, int], found: list[Record]) -> dict[int, int]:
+    """Where each partition goes on."""
+    return first | {record.partition: record.offset + 1 for record in found}
 
 
 @pytest.mark.slow
@@ -86,9 +91,13 @@ def test_in_the_middle_of_a_full_speed_run_with_a_socket_that_drops(
             first = {number: head["sales", number] for number in range(PARTITIONS)}
             assert sum(first.values()) < records
             if slow:
-                time.sleep(0.5)  # an application that is busy elsewhere, while pushes are dropped
-            process.wait(60)
-            found = take_all(consumer, first, ends(node))
+                process.wait(60)  # the application is busy elsewhere, while pushes are dropped
+                found = take_all(consumer, first, ends(node))
+            else:
+                found = []
+                while process.poll() is None:
+                    found += take_all(consumer, next_offsets(first, found), ends(node))
+                found += take_all(consumer, next_offsets(first, found), ends(node))
     by_partition = defaultdict(list)
     for record in found:
         assert record.value is not None
