@@ -23,18 +23,15 @@ failed     closed            `close()` → `Closed`; the next opening mends what
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from typing import Any, Literal
 
 import msgspec
 
 from zbroker.errors import (
-    DataDamaged,
     DiskFull,
     InvalidRequest,
     NotReady,
-    OffsetOutOfRange,
     StorageFailed,
     ZBrokerError,
 )
@@ -54,7 +51,8 @@ from zbroker.log.events import (
 )
 from zbroker.log.index import Index
 from zbroker.log.producers import ProducerTable, Snapshot
-from zbroker.log.reading import FindTime, Place, Read, Span, damaged
+from zbroker.log.reading import FindTime, Read
+from zbroker.log.reads import Reads
 from zbroker.log.rebuild import merge
 from zbroker.log.recovery import State as Recovered
 from zbroker.log.requests import (
@@ -161,12 +159,12 @@ class Log:
         self.full = False
         self._storage = storage
         self._epochs = EpochTable()
-        self._generation = 0
+        self._reads = Reads(self)
         self._reset()
 
     def _reset(self) -> None:
         # Appending: the tail as planned, and as written.
-        self._segments: list[Segment] = []
+        self.segments: list[Segment] = []
         self._tail: Segment | None = None
         self._tail_size = 0
         self._runs: deque[Run] = deque()
@@ -193,23 +191,19 @@ class Log:
         self._moves: deque[tuple[Any, int]] = deque()
         self._truncation: tuple[Any, int] | None = None
         self._close_wanted = False
-        # Reading.
-        self._generation += 1
-        self._going_below = 0
-        self._places: dict[int, tuple[int, int]] = {}
-        self._loaded: dict[int, Segment] = {}
+        self._reads.reset()
 
     # Opening and closing ---
 
     @property
     def first_offset(self) -> int:
         """Where the first segment begins: at or before the log start offset, and between batches."""
-        return self._segments[0].base if self._segments else self.written_offset
+        return self.segments[0].base if self.segments else self.written_offset
 
     @property
     def segment_count(self) -> int:
         """How many segments there are."""
-        return len(self._segments)
+        return len(self.segments)
 
     def open(self) -> None:
         """Starts recovery; ends in `Opened` or `Broken`."""
@@ -218,7 +212,7 @@ class Log:
         self.damaged = []
         self.full = False
         self.pending_bytes = 0
-        self._submit("write", Recover, settings=self.settings)
+        self.submit("write", Recover, settings=self.settings)
 
     def close(self) -> None:
         """Writes, flushes and checkpoints what there is, then forgets it; ends in `Closed`."""
@@ -228,14 +222,14 @@ class Log:
         elif self.state == "opening":
             self._close_wanted = True
         elif self.state in ("closed", "failed"):
-            self._submit("write", Refuse, event=Closed(clean=self.state == "closed"))
+            self.submit("write", Refuse, event=Closed(clean=self.state == "closed"))
 
     def _opened(self, completion: Completion) -> Event:
         if completion.error is not None:
             return self._break(completion.error)
         found: Recovered = completion.result
         self._move("open")
-        self._segments = found.segments
+        self.segments = found.segments
         self._epochs = found.epochs
         self.producers = found.producers
         self.producers.expiry = self.settings.producer_expiry
@@ -249,7 +243,7 @@ class Log:
         self._snapshots, self._snapshot = sorted(found.snapshots), found.snapshot
         self._snapshot_changes = self.producers.changes if found.snapshot >= -1 else -1
         self._marked = found.in_use
-        self.size = sum(segment.size for segment in self._segments)
+        self.size = sum(segment.size for segment in self.segments)
         self._plan_from_written()
         if self._close_wanted:
             self._move("closing")
@@ -368,7 +362,7 @@ class Log:
         if self._epochs_unsaved:
             epochs = EpochTable(self._epochs.entries[: run.epoch_count]).encode()
             self._epochs_unsaved = run.epoch_count < len(self._epochs.entries)
-        self._submit(
+        self.submit(
             "write",
             Write,
             base=-1 if segment is None else segment.base,
@@ -407,8 +401,8 @@ class Log:
             snapshot = self.producers.snapshot(segment.base, self._written_time)
             if snapshot.producers:
                 self._rolled.append(snapshot)
-            self._checkpoint_due = self._checkpoint_due or bool(self._segments)
-            self._segments.append(segment)
+            self._checkpoint_due = self._checkpoint_due or bool(self.segments)
+            self.segments.append(segment)
             self._creations += 1
         segment.size += run.size
         segment.end = self.written_offset = run.end_offset
@@ -457,7 +451,7 @@ class Log:
     def _plan_from_written(self) -> None:
         """The tail as planned is the tail as written."""
         self._run = None
-        self._tail = self._segments[-1] if self._segments else None
+        self._tail = self.segments[-1] if self.segments else None
         if self._tail is not None:
             assert self._tail.index is not None
             self._tail_size = self._tail.size
@@ -470,11 +464,11 @@ class Log:
     def delete_before(self, token: Any, offset: int) -> None:
         """Moves the log start offset; ends in `StartMoved` once that is on disk."""
         if self.state != "open" or offset > self.written_offset:
-            self._refuse(
+            self.refuse(
                 lambda error: StartMoved(token, self.start_offset, error),
                 InvalidRequest(f"the log ends at {self.written_offset}, before {offset}")
                 if self.state == "open"
-                else self._not_open(),
+                else self.not_open(),
             )
             return
         self._moves.append((token, offset))
@@ -491,7 +485,7 @@ class Log:
             return
         settings, start = self.settings, self.start_offset
         excess = 0 if settings.retention_size is None else self.size - settings.retention_size
-        for segment in self._segments[:-1]:
+        for segment in self.segments[:-1]:
             excess -= segment.size
             by_size = settings.retention_size is not None and excess >= 0
             if segment.end > high_watermark or not (by_size or self._outlived(segment, wall)):
@@ -507,7 +501,7 @@ class Log:
         return kept is not None and wall - segment.last_append_time > kept
 
     def _roll_by_age(self, high_watermark: int, wall: int) -> None:
-        active = self._segments[-1] if self._segments else None
+        active = self.segments[-1] if self.segments else None
         if active is None or not active.size or self._runs or self._writing or self.full:
             return
         age = self.settings.segment_age
@@ -548,11 +542,11 @@ class Log:
             if still and self._marked:
                 self._start_upkeep("close")
             elif still:  # the checkpoint on disk says it all
-                self._upkeep = self._submit("write", Refuse, event=Closed())
+                self._upkeep = self.submit("write", Refuse, event=Closed())
         elif self.full:
             if self._now - self._probed_at >= PROBE_INTERVAL_MS:
                 self._probed_at = self._now
-                self._upkeep = self._submit("flush", Probe)
+                self._upkeep = self.submit("flush", Probe)
         elif self._is_checkpoint_due():
             self._start_upkeep("checkpoint")
         elif self._is_flush_due():
@@ -608,9 +602,9 @@ class Log:
         start = self.start_offset
         if request.purpose == "move":
             start = max(start, min(self._moves[0][1], self.written_offset))
-            request.segments = [s.base for s in self._segments[:-1] if s.end <= start]
-            self._going_below = start
-        rows = [segment for segment in self._segments if segment.base not in request.segments]
+            request.segments = [s.base for s in self.segments[:-1] if s.end <= start]
+            self._reads.going_below = start
+        rows = [segment for segment in self.segments if segment.base not in request.segments]
         request.snapshots = list(self._rolled)
         changes = self.producers.changes
         if changes == self._snapshot_changes:
@@ -684,7 +678,7 @@ class Log:
         self._snapshots = sorted({*self._snapshots, *saved} - {*request.obsolete})
         self._rolled = [snapshot for snapshot in self._rolled if snapshot.offset not in saved]
         covered = {index.base: index.covered for index in request.indexes}
-        for segment in self._segments:
+        for segment in self.segments:
             segment.indexed = covered.get(segment.base, segment.indexed)
 
     def _start_moved(self, request: Upkeep, saved: bool) -> Event | None:
@@ -694,13 +688,13 @@ class Log:
         if saved:
             gone = set(request.segments)
             self.start_offset = request.checkpoint.start
-            self.size -= sum(s.size for s in self._segments if s.base in gone)
-            self._segments = [s for s in self._segments if s.base not in gone]
+            self.size -= sum(s.size for s in self.segments if s.base in gone)
+            self.segments = [s for s in self.segments if s.base not in gone]
             self.damaged = self._damage_from(self.start_offset)
-            self._loaded = {base: s for base, s in self._loaded.items() if base not in gone}
+            self._reads.forget(gone)
         else:
             error = DiskFull("the disk is full, and the log start offset could not be saved")
-        self._going_below = self.start_offset
+        self._reads.going_below = self.start_offset
         return None if token is self else StartMoved(token, self.start_offset, error)
 
     def _probed(self, completion: Completion) -> Event | None:
@@ -723,7 +717,7 @@ class Log:
         assert self._truncation is None, "a truncation is under way"
         assert offset >= self.start_offset, (offset, self.start_offset)
         self._truncation = (token, offset)
-        self._generation += 1
+        self._reads.invalidate()
         self._proceed()
 
     def restart(self, token: Any, offset: int) -> None:
@@ -735,23 +729,23 @@ class Log:
         assert self._truncation is None, "a truncation is under way"
         assert offset > self.end_offset, (offset, self.end_offset)
         self._truncation = (token, offset)
-        self._generation += 1
+        self._reads.invalidate()
         self._proceed()
 
     def _start_truncation(self, token: Any, offset: int) -> None:
         if offset > self.end_offset:
-            self._upkeep = self._submit(
+            self._upkeep = self.submit(
                 "write",
                 Restart,
                 token=token,
                 offset=offset,
-                segments=[segment.base for segment in self._segments],
+                segments=[segment.base for segment in self.segments],
                 snapshots=list(self._snapshots),
                 settings=self.settings,
             )
             return
         rows = [
-            SegmentRow(s.base, s.size, s.last_append_time, s.max_timestamp) for s in self._segments
+            SegmentRow(s.base, s.size, s.last_append_time, s.max_timestamp) for s in self.segments
         ]
         checkpoint = Checkpoint(
             False,
@@ -764,9 +758,9 @@ class Log:
         )
         segments = [
             Segment(s.base, s.size, s.end, s.first_append_time, s.last_append_time, s.max_timestamp)
-            for s in self._segments
+            for s in self.segments
         ]
-        self._upkeep = self._submit(
+        self._upkeep = self.submit(
             "write",
             Truncate,
             token=token,
@@ -782,14 +776,14 @@ class Log:
     def _truncated(self, completion: Completion) -> Event:
         request: Truncate | Restart = completion.request  # type: ignore[assignment]
         self._upkeep = self._truncation = None
-        self._generation += 1
+        self._reads.invalidate()
         if isinstance(completion.error, DiskFull):
             self._proceed()
             return Truncated(request.token, self.end_offset, completion.error)
         if completion.error is not None:
             return self._break(completion.error)
         cut: Cut = completion.result
-        self._segments, self._epochs, self.producers = cut.segments, cut.epochs, cut.producers
+        self.segments, self._epochs, self.producers = cut.segments, cut.epochs, cut.producers
         self.end_offset = self.written_offset = self.flushed_offset = cut.end
         if isinstance(request, Restart):
             self.start_offset = cut.end
@@ -804,10 +798,8 @@ class Log:
         self._unflushed.clear()
         self._unflushed_bytes = 0
         self._creations_flushed = self._creations
-        self.size = sum(segment.size for segment in self._segments)
+        self.size = sum(segment.size for segment in self.segments)
         self.damaged = merge([(first, min(behind, cut.end)) for first, behind in self.damaged])
-        self._places.clear()
-        self._loaded.clear()
         self._plan_from_written()
         waiting = list(self._runs)
         self._runs.clear()
@@ -815,7 +807,7 @@ class Log:
         self._proceed()
         return Truncated(request.token, cut.end)
 
-    # Reading ---
+    # Reading: see `Reads` ---
 
     def read(self, token: Any, offset: int, max_bytes: int, limit: int) -> None:
         """Reads whole, verified batches from the one that holds an offset on; ends in `ReadDone`.
@@ -825,92 +817,7 @@ class Log:
             max_bytes: the chunk's size, but for the first batch, which comes however large it is.
             limit: nothing that reaches beyond it is served: the high watermark.
         """
-        refusal = self._refusal(offset)
-        limit = min(limit, self.written_offset)
-        place = None
-        if refusal is None and offset < limit:
-            place = self._place(offset)
-        self._submit(
-            "read",
-            Read,
-            token=token,
-            place=place,
-            offset=offset,
-            limit=limit,
-            max_bytes=max_bytes,
-            interval=self.settings.index_interval,
-            generation=self._generation,
-            refusal=refusal,
-        )
-
-    def _refusal(self, offset: int) -> ZBrokerError | None:
-        if self.state not in ("open", "closing"):
-            return self._not_open()
-        if not self.start_offset <= offset <= self.end_offset:
-            return self._out_of_range(offset)
-        for first, behind in self.damaged:
-            if first <= offset < behind:
-                return damaged(first, behind)
-        return None
-
-    def _place(self, offset: int) -> Place:
-        at = bisect_right(self._segments, offset, key=_base) - 1
-        segment = self._segments[max(at, 0)]
-        base, position = self._places.pop(offset, (-1, -1))
-        if base != segment.base:
-            position = -1
-            if segment.index is not None:
-                position = segment.index.find(offset)
-        return Place(segment.base, segment.size, segment.end, position)
-
-    def _read_done(self, completion: Completion) -> Event:
-        request: Read = completion.request  # type: ignore[assignment]
-        span: Span | None = completion.result
-        error = self._reading_error(completion.error, request.offset, request.generation)
-        if isinstance(error, DataDamaged):
-            first, last = error.details["first"], error.details["next"]
-            self.damaged = merge([*self.damaged, (first, last)])
-        if error is not None or span is None:
-            return ReadDone(request.token, request.offset, request.offset, b"", error)
-        assert request.place is not None or not span.chunk
-        if request.place is not None:
-            self._remember(request.place.base, span)
-        return ReadDone(request.token, span.base, span.next, span.chunk)
-
-    def _reading_error(
-        self, error: OSError | ZBrokerError | None, offset: int, generation: int
-    ) -> ZBrokerError | None:
-        """What an error means, given what has happened to the log since the read was asked for."""
-        if generation != self._generation:
-            return NotReady("the log was truncated while it was read; read it again")
-        if error is None:
-            return None
-        if offset < max(self.start_offset, self._going_below):
-            return self._out_of_range(offset)
-        if isinstance(error, ZBrokerError):
-            return error
-        at = bisect_right(self._segments, offset, key=_base) - 1
-        if isinstance(error, FileNotFoundError) and at >= 0:
-            return damaged(self._segments[at].base, self._segments[at].end)
-        return StorageFailed(f"reading offset {offset} failed: {error}", outcome_unknown=False)
-
-    def _remember(self, base: int, span: Span) -> None:
-        """Keeps where the next read will probably begin, and an index that was loaded."""
-        if span.position >= 0:
-            self._places[span.next] = (base, span.position)
-            if len(self._places) > PLACES_REMEMBERED:
-                del self._places[next(iter(self._places))]
-        if span.index is None:
-            return
-        at = bisect_right(self._segments, base, key=_base) - 1
-        if at < 0 or at == len(self._segments) - 1 or self._segments[at].base != base:
-            return
-        segment = self._segments[at]
-        segment.index, segment.indexed = span.index, segment.size
-        self._loaded[base] = segment
-        if len(self._loaded) > INDEXES_LOADED:
-            oldest = next(iter(self._loaded))
-            self._loaded.pop(oldest).index = None
+        self._reads.read(token, offset, max_bytes, limit)
 
     def find_time(self, token: Any, timestamp: int, limit: int) -> None:
         """Looks for the first record with a timestamp at or after the one asked for; ends in `Found`.
@@ -919,36 +826,7 @@ class Log:
             timestamp: ms since the epoch.
             limit: where to stop: the high watermark.
         """
-        if self.state not in ("open", "closing"):
-            self._refuse(lambda error: Found(token, -1, -1, error), self._not_open())
-            return
-        limit = min(limit, self.written_offset)
-        places = [
-            Place(s.base, s.size, s.end, -1 if s.index is None else s.index.find_time(timestamp))
-            for s in self._segments
-            if s.end > self.start_offset and s.base < limit and s.max_timestamp >= timestamp
-        ]
-        self._submit(
-            "read",
-            FindTime,
-            token=token,
-            places=places,
-            start=self.start_offset,
-            limit=limit,
-            timestamp=timestamp,
-            interval=self.settings.index_interval,
-            generation=self._generation,
-        )
-
-    def _found(self, completion: Completion) -> Event:
-        request: FindTime = completion.request  # type: ignore[assignment]
-        offset, timestamp = completion.result or (request.limit, -1)
-        error = self._reading_error(completion.error, request.start, request.generation)
-        if isinstance(error, OffsetOutOfRange | DataDamaged):
-            error = NotReady("segments were removed while they were searched; search again")
-        if error is not None:
-            return Found(request.token, request.limit, -1, error)
-        return Found(request.token, max(offset, self.start_offset), timestamp)
+        self._reads.find_time(token, timestamp, limit)
 
     # Epochs ---
 
@@ -981,9 +859,9 @@ class Log:
         self._now = max(self._now, now)
         request = completion.request
         if isinstance(request, Read):
-            return self._read_done(completion)
+            return self._reads.read_done(completion)
         if isinstance(request, FindTime):
-            return self._found(completion)
+            return self._reads.found(completion)
         if isinstance(request, Refuse):
             return self._refused(request)
         if self.state in ("closed", "failed"):
@@ -1023,25 +901,15 @@ class Log:
     def _lane(self, lane: Lane) -> Lane:
         return "metadata" if self.settings.lane == "metadata" else lane
 
-    def _submit(self, lane: Lane, kind: type[Request], **fields: Any) -> Request:
+    def submit(self, lane: Lane, kind: type[Request], **fields: Any) -> Request:
         request = kind(owner=self.folder, lane=self._lane(lane), **fields)
         self._storage.submit(request)
         return request
 
-    def _refuse(self, event: Any, error: ZBrokerError) -> None:
-        self._submit("read", Refuse, event=event(error))
+    def refuse(self, event: Any, error: ZBrokerError) -> None:
+        self.submit("read", Refuse, event=event(error))
 
-    def _not_open(self) -> ZBrokerError:
+    def not_open(self) -> ZBrokerError:
         if self.state == "failed":
             return StorageFailed("the disk failed, and the log is not used any more")
         return NotReady(f"the log is {self.state}")
-
-    def _out_of_range(self, offset: int) -> OffsetOutOfRange:
-        return OffsetOutOfRange(
-            f"offset {offset} is not in the log, which has {self.start_offset} to {self.end_offset}",
-            start=self.start_offset, end=self.end_offset,
-        )  # fmt: skip
-
-
-def _base(segment: Segment) -> int:
-    return segment.base

@@ -1,0 +1,206 @@
+"""What is being read of one log: refuses, remembers where to go on, and judges what comes back.
+
+Owns the readers' side of `Log`: which request goes to the read lane, indexes that were loaded for it, and what an error
+means once the log has moved on meanwhile. `reading` does the work on files; the log's own state is never changed here,
+but for damage that a reader has found.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Any
+
+from zbroker.errors import DataDamaged, NotReady, OffsetOutOfRange, StorageFailed, ZBrokerError
+from zbroker.log.events import Event, Found, ReadDone
+from zbroker.log.reading import FindTime, Place, Read, Span, damaged
+from zbroker.log.rebuild import merge
+from zbroker.log.segment import Segment
+from zbroker.log.storage import Completion
+
+if TYPE_CHECKING:
+    from zbroker.log.log import Log
+
+INDEXES_LOADED = 8
+PLACES_REMEMBERED = 64
+
+
+class Reads:
+    """The readers of one log.
+
+    Attributes:
+        going_below: offsets below it are on their way out.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._generation = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """The log is opened anew."""
+        self._generation += 1
+        self.going_below = 0
+        self._places: dict[int, tuple[int, int]] = {}
+        self._loaded: dict[int, Segment] = {}
+
+    def invalidate(self) -> None:
+        """The log is being cut: what is under way may have read what is no more."""
+        self._generation += 1
+        self._places.clear()
+        self._loaded.clear()
+
+    def forget(self, gone: set[int]) -> None:
+        """These segments are gone, by their base offsets."""
+        self._loaded = {base: s for base, s in self._loaded.items() if base not in gone}
+
+    def read(self, token: Any, offset: int, max_bytes: int, limit: int) -> None:
+        """Reads whole, verified batches from the one that holds an offset on; ends in `ReadDone`.
+
+        Args:
+            offset: the first that is wanted; the chunk may begin before it.
+            max_bytes: the chunk's size, but for the first batch, which comes however large it is.
+            limit: nothing that reaches beyond it is served: the high watermark.
+        """
+        log = self._log
+        refusal = self._refusal(offset)
+        limit = min(limit, log.written_offset)
+        place = None
+        if refusal is None and offset < limit:
+            place = self._place(offset)
+        log.submit(
+            "read",
+            Read,
+            token=token,
+            place=place,
+            offset=offset,
+            limit=limit,
+            max_bytes=max_bytes,
+            interval=log.settings.index_interval,
+            generation=self._generation,
+            refusal=refusal,
+        )
+
+    def _refusal(self, offset: int) -> ZBrokerError | None:
+        log = self._log
+        if log.state not in ("open", "closing"):
+            return log.not_open()
+        if not log.start_offset <= offset <= log.end_offset:
+            return self._out_of_range(offset)
+        for first, behind in log.damaged:
+            if first <= offset < behind:
+                return damaged(first, behind)
+        return None
+
+    def _place(self, offset: int) -> Place:
+        log = self._log
+        at = bisect_right(log.segments, offset, key=_base) - 1
+        segment = log.segments[max(at, 0)]
+        base, position = self._places.pop(offset, (-1, -1))
+        if base != segment.base:
+            position = -1
+            if segment.index is not None:
+                position = segment.index.find(offset)
+        return Place(segment.base, segment.size, segment.end, position)
+
+    def read_done(self, completion: Completion) -> Event:
+        log = self._log
+        request: Read = completion.request  # type: ignore[assignment]
+        span: Span | None = completion.result
+        error = self._reading_error(completion.error, request.offset, request.generation)
+        if isinstance(error, DataDamaged):
+            first, last = error.details["first"], error.details["next"]
+            log.damaged = merge([*log.damaged, (first, last)])
+        if error is not None or span is None:
+            return ReadDone(request.token, request.offset, request.offset, b"", error)
+        assert request.place is not None or not span.chunk
+        if request.place is not None:
+            self._remember(request.place.base, span)
+        return ReadDone(request.token, span.base, span.next, span.chunk)
+
+    def _reading_error(
+        self, error: OSError | ZBrokerError | None, offset: int, generation: int
+    ) -> ZBrokerError | None:
+        """What an error means, given what has happened to the log since the read was asked for."""
+        log = self._log
+        if generation != self._generation:
+            return NotReady("the log was truncated while it was read; read it again")
+        if error is None:
+            return None
+        if offset < max(log.start_offset, self.going_below):
+            return self._out_of_range(offset)
+        if isinstance(error, ZBrokerError):
+            return error
+        at = bisect_right(log.segments, offset, key=_base) - 1
+        if isinstance(error, FileNotFoundError) and at >= 0:
+            return damaged(log.segments[at].base, log.segments[at].end)
+        return StorageFailed(f"reading offset {offset} failed: {error}", outcome_unknown=False)
+
+    def _remember(self, base: int, span: Span) -> None:
+        """Keeps where the next read will probably begin, and an index that was loaded."""
+        log = self._log
+        if span.position >= 0:
+            self._places[span.next] = (base, span.position)
+            if len(self._places) > PLACES_REMEMBERED:
+                del self._places[next(iter(self._places))]
+        if span.index is None:
+            return
+        at = bisect_right(log.segments, base, key=_base) - 1
+        if at < 0 or at == len(log.segments) - 1 or log.segments[at].base != base:
+            return
+        segment = log.segments[at]
+        segment.index, segment.indexed = span.index, segment.size
+        self._loaded[base] = segment
+        if len(self._loaded) > INDEXES_LOADED:
+            oldest = next(iter(self._loaded))
+            self._loaded.pop(oldest).index = None
+
+    def find_time(self, token: Any, timestamp: int, limit: int) -> None:
+        """Looks for the first record with a timestamp at or after the one asked for; ends in `Found`.
+
+        Args:
+            timestamp: ms since the epoch.
+            limit: where to stop: the high watermark.
+        """
+        log = self._log
+        if log.state not in ("open", "closing"):
+            log.refuse(lambda error: Found(token, -1, -1, error), log.not_open())
+            return
+        limit = min(limit, log.written_offset)
+        places = [
+            Place(s.base, s.size, s.end, -1 if s.index is None else s.index.find_time(timestamp))
+            for s in log.segments
+            if s.end > log.start_offset and s.base < limit and s.max_timestamp >= timestamp
+        ]
+        log.submit(
+            "read",
+            FindTime,
+            token=token,
+            places=places,
+            start=log.start_offset,
+            limit=limit,
+            timestamp=timestamp,
+            interval=log.settings.index_interval,
+            generation=self._generation,
+        )
+
+    def found(self, completion: Completion) -> Event:
+        log = self._log
+        request: FindTime = completion.request  # type: ignore[assignment]
+        offset, timestamp = completion.result or (request.limit, -1)
+        error = self._reading_error(completion.error, request.start, request.generation)
+        if isinstance(error, OffsetOutOfRange | DataDamaged):
+            error = NotReady("segments were removed while they were searched; search again")
+        if error is not None:
+            return Found(request.token, request.limit, -1, error)
+        return Found(request.token, max(offset, log.start_offset), timestamp)
+
+    def _out_of_range(self, offset: int) -> OffsetOutOfRange:
+        log = self._log
+        return OffsetOutOfRange(
+            f"offset {offset} is not in the log, which has {log.start_offset} to {log.end_offset}",
+            start=log.start_offset, end=log.end_offset,
+        )  # fmt: skip
+
+
+def _base(segment: Segment) -> int:
+    return segment.base
