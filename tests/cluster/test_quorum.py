@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from cluster.world import TIMEOUT, World
 
-SEEDS = 80
+SEEDS = 150
 
 
 def fault(world: World) -> None:

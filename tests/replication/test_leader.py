@@ -41,7 +41,7 @@ class StubLog:
     def epochs_between(self, first: int, last: int) -> list[tuple[int, int]]:
         return [entry for entry in self.entries if first <= entry[1] <= last]
 
-    def read(self, token: Any, offset: int, max_bytes: int, limit: int) -> None:
+    def read_copy(self, token: Any, offset: int, max_bytes: int) -> None:  # noqa: ARG002
         self.reads.append((token, offset))
 
 

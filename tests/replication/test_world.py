@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from replication.world import World
 
-SEEDS = 60
+SEEDS = 150
 
 
 def history(seed: int, *, flushed: bool, steps: int = 400) -> World:
@@ -18,14 +18,17 @@ def history(seed: int, *, flushed: bool, steps: int = 400) -> World:
         if draw < 0.10:
             node = world.nodes[rng.choice(world.names)]
             world.append(node, [rng.randint(1, 3) for _ in range(rng.randint(1, 4))])
-        elif draw < 0.16:
+        elif draw < 0.11:
+            world.delete_records(world.nodes[rng.choice(world.names)])
+        elif draw < 0.17:
             world.tick(rng.choice((10, 100, 400)))
-        elif draw < 0.16 + faults:
+        elif draw < 0.17 + faults:
             fault(world)
         else:
             for _ in range(rng.randint(1, 8)):
                 world.step()
     for node in world.nodes.values():
+        node.disk.budget = None
         if not node.up:
             node.start()
     if world.oracle.leader is None:
@@ -42,8 +45,11 @@ def fault(world: World) -> None:
     rng = world.rng
     node = world.nodes[rng.choice(world.names)]
     kind = rng.choice(
-        ("kill", "power", "blackout", "start", "start", "fence", "break", "stale", "cut", "heal")
-    )
+        (
+            "kill", "power", "blackout", "start", "start", "fence", "break", "stale", "cut", "heal",
+            "full", "room",
+        )
+    )  # fmt: skip
     if kind == "kill" and node.up:
         node.stop(power=False)
     elif kind == "power" and node.up:
@@ -54,6 +60,10 @@ def fault(world: World) -> None:
                 each.stop(power=world.flushed)
     elif kind == "start" and not node.up:
         node.start()
+    elif kind == "full":
+        node.disk.budget = node.disk.used + rng.randrange(2000)
+    elif kind == "room":
+        node.disk.budget = None
     elif kind == "fence":
         world.oracle.fence(node.name)
     elif kind == "break":

@@ -250,6 +250,7 @@ class World:
         self.committed: dict[int, Identity] = {}
         self.committed_end = 0
         self.values = 0
+        self.deleted_below = 0
         self.exposed: set[tuple[str, int]] = set()
         for name in self.names:
             self.nodes[name] = Node(self, name)
@@ -284,10 +285,23 @@ class World:
     def check_has_committed(self, node: Node) -> None:
         """A leader that exposes its high watermark has all that was ever committed."""
         content = node.content()
+        self.check_content(content)
+
+    def check_content(self, content: dict[int, Identity]) -> None:
+        """All that was committed is there, but for what was deleted."""
         for base, identity in self.committed.items():
-            assert content.get(base) == identity, (node.name, base, identity, content.get(base))
+            if base >= self.deleted_below or base in content:
+                assert content.get(base) == identity, (base, identity, content.get(base))
 
     # What happens ---
+
+    def delete_records(self, node: Node) -> None:
+        """Whoever leads is told to give up its oldest records."""
+        leader = node.replica.leader
+        if node.up and leader is not None and leader.high_watermark > node.replica.log.start_offset:
+            before = self.rng.randint(node.replica.log.start_offset, leader.high_watermark)
+            self.deleted_below = max(self.deleted_below, before)
+            node.replica.log.delete_before("user", before)
 
     def append(self, node: Node, spans: Sequence[int] = (1,)) -> bool:
         """The leader, or who takes itself for it, gets records from a client."""
@@ -378,8 +392,10 @@ class World:
         assert leader.replica.leader is not None
         assert leader.replica.leader.isr == self.names, leader.replica.leader.isr
         content = leader.content()
-        for base, identity in self.committed.items():
-            assert content.get(base) == identity, (base, identity, content.get(base))
+        self.check_content(content)
         assert leader.replica.high_watermark == leader.replica.log.end_offset
         for node in self.nodes.values():
-            assert node.content() == content, node.name
+            first = max(node.replica.log.first_offset, leader.replica.log.first_offset)
+            kept = {base: identity for base, identity in node.content().items() if base >= first}
+            assert kept == {base: identity for base, identity in content.items() if base >= first}
+            assert node.replica.log.end_offset == leader.replica.log.end_offset

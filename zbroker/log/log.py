@@ -116,6 +116,7 @@ class Run(msgspec.Struct, eq=False):
     position: int = 0
     create: bool = False
     epoch: int = -1
+    anyway: bool = True
     buffers: list[Buffer] = []
     size: int = 0
     batches: int = 0
@@ -291,20 +292,26 @@ class Log:
         if self._writing is None:
             self._write_next()
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Lets an epoch begin at the log's end, on disk even if no record follows; ends in `EpochBegun`."""
+    def begin_epoch(self, epoch: int, *, anyway: bool = True) -> None:
+        """Lets an epoch begin at the log's end, on disk even if no record follows; ends in `EpochBegun`.
+
+        Args:
+            anyway: the epoch is one's own, and begins wherever the log ends once there is room, even if batches before
+                it are not kept. A copy's begin where the leader's do, or not at all.
+        """
         assert self.state == "open", self.state
         assert self._truncation is None, "a truncation is under way"
         if epoch != self.last_epoch:
             self._assign_epoch(epoch)
-        self._queue_epoch(epoch)
+        self._queue_epoch(epoch, anyway)
         self._proceed()
 
-    def _queue_epoch(self, epoch: int) -> None:
+    def _queue_epoch(self, epoch: int, anyway: bool) -> None:
         self._runs.append(
             Run(
                 None,
                 epoch=epoch,
+                anyway=anyway,
                 end_offset=self.end_offset,
                 last_append_time=self.last_append_time,
                 epoch_count=len(self._epochs.entries),
@@ -443,10 +450,10 @@ class Log:
     def _begin_again(self, runs: list[Run]) -> None:
         """Epochs that were promised are written once there is room."""
         for run in runs:
-            if run.epoch >= 0:
+            if run.epoch >= 0 and run.anyway:
                 if run.epoch > self.last_epoch:
                     self._assign_epoch(run.epoch)
-                self._queue_epoch(run.epoch)
+                self._queue_epoch(run.epoch, anyway=True)
 
     def _plan_from_written(self) -> None:
         """The tail as planned is the tail as written."""
@@ -817,7 +824,14 @@ class Log:
             max_bytes: the chunk's size, but for the first batch, which comes however large it is.
             limit: nothing that reaches beyond it is served: the high watermark.
         """
-        self._reads.read(token, offset, max_bytes, limit)
+        self._reads.read(token, offset, max_bytes, limit, self.start_offset)
+
+    def read_copy(self, token: Any, offset: int, max_bytes: int) -> None:
+        """Reads for a replica: committed or not, and from `first_offset` on, for batches are copied whole.
+
+        Ends in `ReadDone`.
+        """
+        self._reads.read(token, offset, max_bytes, self.written_offset, self.first_offset)
 
     def find_time(self, token: Any, timestamp: int, limit: int) -> None:
         """Looks for the first record with a timestamp at or after the one asked for; ends in `Found`.

@@ -53,16 +53,10 @@ class Reads:
         """These segments are gone, by their base offsets."""
         self._loaded = {base: s for base, s in self._loaded.items() if base not in gone}
 
-    def read(self, token: Any, offset: int, max_bytes: int, limit: int) -> None:
-        """Reads whole, verified batches from the one that holds an offset on; ends in `ReadDone`.
-
-        Args:
-            offset: the first that is wanted; the chunk may begin before it.
-            max_bytes: the chunk's size, but for the first batch, which comes however large it is.
-            limit: nothing that reaches beyond it is served: the high watermark.
-        """
+    def read(self, token: Any, offset: int, max_bytes: int, limit: int, first: int) -> None:
+        """See `Log.read` and `Log.read_copy`, which differ in the `first` offset that may be read."""
         log = self._log
-        refusal = self._refusal(offset)
+        refusal = self._refusal(offset, first)
         limit = min(limit, log.written_offset)
         place = None
         if refusal is None and offset < limit:
@@ -80,15 +74,15 @@ class Reads:
             refusal=refusal,
         )
 
-    def _refusal(self, offset: int) -> ZBrokerError | None:
+    def _refusal(self, offset: int, first: int) -> ZBrokerError | None:
         log = self._log
         if log.state not in ("open", "closing"):
             return log.not_open()
-        if not log.start_offset <= offset <= log.end_offset:
+        if not first <= offset <= log.end_offset:
             return self._out_of_range(offset)
-        for first, behind in log.damaged:
-            if first <= offset < behind:
-                return damaged(first, behind)
+        for lost, behind in log.damaged:
+            if lost <= offset < behind:
+                return damaged(lost, behind)
         return None
 
     def _place(self, offset: int) -> Place:

@@ -155,7 +155,7 @@ class Follower:
         self._agreed = True
         self._begin_epochs(message.epochs)
         if self.log.last_epoch == self.epoch and self._begun < self.epoch:
-            self.log.begin_epoch(self.epoch)
+            self.log.begin_epoch(self.epoch, anyway=False)
         self._learn(message)
         self._answer("ok", end=self.log.end_offset)
 
@@ -201,7 +201,7 @@ class Follower:
         """Epochs that begin at the log's end are kept, records or not."""
         for epoch, start in epochs:
             if start == self.log.end_offset and self.log.last_epoch < epoch <= self.epoch:
-                self.log.begin_epoch(epoch)
+                self.log.begin_epoch(epoch, anyway=False)
 
     def _learn(self, message: Append) -> None:
         """What a leader whose log agrees says of high watermark and log start."""

@@ -99,6 +99,7 @@ class Leader:
         isr: the in-sync replicas as committed, or the voters of the metadata partition.
         pending: those whose joining of the ISR was proposed and counts already.
         proposed: the ISR that is proposed, None where none is.
+        sent_beyond: the offset below which something was sent to a follower in this epoch.
         deposed: an epoch that is newer than this one, of which a follower knew; -1 otherwise.
     """
 
@@ -135,6 +136,7 @@ class Leader:
         self.followers: dict[str, Progress] = {}
         self.uncommitted: deque[tuple[int, int, Buffer]] = deque()
         """Batches (base, next offset, bytes) that are not committed; what live followers are sent from."""
+        self.sent_beyond = 0
         self.deposed = -1
         self._metadata = metadata
         self._known = max(known, log.start_offset)
@@ -188,11 +190,6 @@ class Leader:
         """
         while self.uncommitted and self.uncommitted[-1][1] > from_offset:
             self.uncommitted.pop()
-
-    @property
-    def sent_beyond(self) -> int:
-        """The offset below which something was sent to a follower in this epoch."""
-        return max((follower.next for follower in self.followers.values()), default=0)
 
     # Hearing ---
 
@@ -331,6 +328,8 @@ class Leader:
 
     def _wait(self, node: str, follower: Progress, delay: int) -> None:
         self._release(node, follower)
+        follower.session += 1  # whatever is on its way of the old one, a read among it, is stale
+        follower.reading = False
         follower.state = "waiting"
         follower.heard_at = self._now
         follower.retry_at = self._now + delay
@@ -395,7 +394,7 @@ class Leader:
         follower.catching_up.append(-1)
         follower.reading = True
         token = CatchUp(node, follower.session)
-        self.log.read(token, follower.next, CATCH_UP_READ, self.log.written_offset)
+        self.log.read_copy(token, follower.next, CATCH_UP_READ)
 
     def on_read(self, event: ReadDone, now: int) -> ZBrokerError | None:
         """The log has read for a follower; an error that nothing helps against is returned, for the node's log."""
@@ -438,6 +437,7 @@ class Leader:
             epochs=log.epochs_between(base, following), position=follower.sent,
         )  # fmt: skip
         follower.next = following
+        self.sent_beyond = max(self.sent_beyond, following)
         follower.sent += sum(len(batch) for batch in batches)
         follower.sent_at = self._now
         self._send(node, message, batches)
