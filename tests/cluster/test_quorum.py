@@ -133,6 +133,24 @@ def test_a_voter_that_hears_nobody_deposes_nobody(seed: int) -> None:
     assert leader.partition.replica.epoch == epoch
 
 
+def test_what_was_applied_ahead_of_its_commit_goes_with_the_leadership() -> None:
+    world = World(3)
+    world.run(4 * TIMEOUT)
+    leader = world.controller
+    assert leader is not None
+    assert world.propose(leader)
+    world.run(500)
+    for other in world.names:
+        world.network.cut |= {(leader.name, other), (other, leader.name)}
+    assert world.propose(leader)
+    assert leader.partition.metadata.next_producer_id == 2, "the next decision sees the last"
+    world.run(2 * TIMEOUT + 300)
+    assert not leader.partition.ready
+    assert leader.partition.metadata.next_producer_id == 1
+    world.heal()
+    world.check_healed()
+
+
 def test_a_leader_without_a_majority_steps_down() -> None:
     world = World(2)
     world.run(4 * TIMEOUT)

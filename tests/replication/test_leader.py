@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
+from zbroker.log.events import ReadDone
 from zbroker.protocol.batch import Buffer
 from zbroker.protocol.peers import Append, Appended
 from zbroker.replication.leader import RESEND_MS, RETRY_MS, Leader, LeaderSettings
@@ -41,7 +43,7 @@ class StubLog:
     def epochs_between(self, first: int, last: int) -> list[tuple[int, int]]:
         return [entry for entry in self.entries if first <= entry[1] <= last]
 
-    def read_copy(self, token: Any, offset: int, max_bytes: int) -> None:  # noqa: ARG002
+    def read_copy(self, token: Any, offset: int, max_bytes: int) -> None:
         self.reads.append((token, offset))
 
 
@@ -131,6 +133,18 @@ def test_an_acknowledgement_beyond_what_was_sent_is_not_believed() -> None:
     assert bench.hear("b", 99) == -1
     bench.leader.followers["b"].next = 11
     assert bench.hear("b", 99) == 11
+
+
+def test_nor_is_it_where_written_counts() -> None:
+    bench = Bench()
+    bench.leader.alter(msgspec.structs.replace(bench.leader.settings, flushed=False))
+    for node in "bc":
+        bench.hear(node, 10)
+    bench.append()
+    bench.flush()
+    bench.hear("c", 11)
+    bench.leader.followers["b"].next = 10
+    assert bench.hear("b", 99) == 10
 
 
 def test_an_older_epoch_is_never_committed_by_counting() -> None:
@@ -286,6 +300,23 @@ def test_what_is_not_answered_is_asked_again_in_a_new_session() -> None:
     _, message = [item for item in bench.sent if item[0] == "b"][-1]
     assert (message.probe, message.base) == (True, 10)
     assert bench.session("b") == session + 1
+
+
+def test_a_read_for_an_earlier_session_or_epoch_is_not_sent() -> None:
+    bench = Bench()
+    bench.hear("b", 0, status="behind", end=4, log_epoch=1, begun=-1)
+    bench.hear("b", 4, begun=-1)
+    ((token, offset),) = bench.log.reads
+    assert (offset, token.epoch) == (4, 5)
+    sent = len(bench.sent)
+    for stale in (
+        msgspec.structs.replace(token, epoch=4),
+        msgspec.structs.replace(token, session=0),
+    ):
+        assert bench.leader.on_read(ReadDone(stale, 4, 6, b"chunk"), bench.now) is None
+    assert len(bench.sent) == sent
+    assert bench.leader.on_read(ReadDone(token, 4, 6, b"chunk"), bench.now) is None
+    assert (bench.sent[-1][1].base, bench.leader.followers["b"].next) == (4, 6)
 
 
 def test_a_newer_epoch_at_a_follower_deposes() -> None:

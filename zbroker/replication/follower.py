@@ -176,6 +176,7 @@ class Follower:
         except ZBrokerError:
             self._fall_idle("gap")  # damaged on its way: sent again, it will be whole
             return
+        end = log.end_offset
         self._received = max(self._received, message.position + sum(map(len, frames)))
         for batch, header in found:
             if header.base_offset < log.end_offset:
@@ -187,7 +188,7 @@ class Follower:
             log.append(batch, header)
         self._begin_epochs(message.epochs)
         self._learn(message)
-        self.advance(always=not found)
+        self.advance(always=log.end_offset == end)
 
     def _continues(self, header: BatchHeader) -> bool:
         log = self.log

@@ -87,6 +87,7 @@ class CatchUp(msgspec.Struct, frozen=True):
     """The token of a read for a follower that is behind."""
 
     node: str
+    epoch: int
     session: int
 
 
@@ -393,7 +394,7 @@ class Leader:
             return
         follower.catching_up.append(-1)
         follower.reading = True
-        token = CatchUp(node, follower.session)
+        token = CatchUp(node, self.epoch, follower.session)
         self.log.read_copy(token, follower.next, CATCH_UP_READ)
 
     def on_read(self, event: ReadDone, now: int) -> ZBrokerError | None:
@@ -401,7 +402,7 @@ class Leader:
         self._now = max(self._now, now)
         token: CatchUp = event.token
         follower = self.followers.get(token.node)
-        if follower is None or follower.session != token.session:
+        if follower is None or (token.epoch, token.session) != (self.epoch, follower.session):
             return None
         follower.reading = False
         if event.error is not None:
