@@ -11,6 +11,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from zbroker.broker.broker import Broker
 from zbroker.broker.ports import BrokerSettings, Conversation
 from zbroker.protocol import frames as wire
@@ -75,6 +77,7 @@ class World:
         self.settings = BrokerSettings(
             node=NODE, cluster_name="test", disk_id=DISK, host="127.0.0.1", port=5550, voters=(NODE,), **settings
         )  # fmt: skip
+        self.starts = 0
         self.ids = itertools.count(1)
         self.fresh = itertools.count(1)
         self.asked: set[tuple[bytes, int]] = set()
@@ -88,6 +91,8 @@ class World:
     def start(self, *, serve: bool = True) -> Broker:
         """A new process on the same disk."""
         self.disk.off = False
+        self.starts += 1
+        self.settings = msgspec.structs.replace(self.settings, incarnation=self.starts)
         self.transport = Transport()
         self.asked.clear()
         self.storage = SimulatedStorage(

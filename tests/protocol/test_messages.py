@@ -80,6 +80,7 @@ WRONG: dict[type, list[Any]] = {
     msgspec.inspect.ListType: ["a", 1, {}, b""],
     msgspec.inspect.DictType: ["a", 1, [], b""],
     msgspec.inspect.UnionType: [1.5, True],
+    msgspec.inspect.BoolType: ["true", 1, None],
 }
 
 

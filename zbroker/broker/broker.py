@@ -25,11 +25,12 @@ from zbroker.broker.limits import Budget, ReadLedger
 from zbroker.broker.metadata_log import MetadataLog
 from zbroker.broker.partition import TOPICS_FOLDER, Partition
 from zbroker.broker.ports import BrokerSettings, Conversation, FreshId, Report, Transport
-from zbroker.cluster import controller
+from zbroker.cluster import controller, membership
 from zbroker.cluster.metadata import TopicState
 from zbroker.errors import (
     ClusterMismatch,
     DataFolderError,
+    InvalidRequest,
     MalformedMessage,
     MessageTooLarge,
     NotReady,
@@ -46,16 +47,20 @@ from zbroker.protocol.frames import Frame
 from zbroker.protocol.messages import (
     PROTOCOL_VERSION,
     AlterTopic,
+    ChangeVoters,
     ClusterChange,
     CreateTopic,
     DeleteRecords,
     DeleteTopic,
+    DrainNode,
     Fetch,
     Hello,
     HelloReply,
     InitProducer,
     InitProducerReply,
+    Message,
     Metadata,
+    MovePartitions,
     Offsets,
     Produce,
     Reply,
@@ -125,6 +130,9 @@ class Broker:
             CreateTopic: self._create_topic,
             AlterTopic: self._alter_topic,
             DeleteTopic: self._delete_topic,
+            MovePartitions: self._of_several_nodes,
+            DrainNode: self._of_several_nodes,
+            ChangeVoters: self._of_several_nodes,
         }
 
     # Life ---
@@ -273,9 +281,10 @@ class Broker:
         for topic_id in self.log.deleted:
             delete_folder(self._storage, f"{TOPICS_FOLDER}/{topic_id}")
         self.log.deleted.clear()
-        records = controller.register_node(
-            metadata, settings.node, settings.disk_id, settings.host, settings.port, settings.rack
-        )
+        records = membership.register_node(
+            metadata, settings.node, settings.disk_id, settings.incarnation, settings.host,
+            settings.port, settings.rack,
+        )  # fmt: skip
         self.log.propose(records, self._registration_done, self._wall)
 
     def _registration_done(self, error: ZBrokerError | None) -> None:
@@ -352,6 +361,9 @@ class Broker:
 
     def _delete_topic(self, to: Conversation, request: DeleteTopic, _: Any, __: int) -> None:
         self._admin.delete_topic(to, request, self._wall)
+
+    def _of_several_nodes(self, _: Conversation, __: Message, ___: Any, ____: int) -> None:
+        raise InvalidRequest("this cluster has one node: there is nowhere to move anything")
 
     def _metadata(self, to: Conversation, request: Metadata, _: Any, __: int) -> None:
         self._admin.describe(to, request)

@@ -68,6 +68,8 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     cluster_name: str
     disk_id: str
+    incarnation: int = 1
+    """Which start of a node on this disk this is."""
     host: str
     port: int
     rack: str | None = None

@@ -16,7 +16,6 @@ from zbroker.cluster.records import (
     ClusterFormed,
     LeaderAppointed,
     MetadataRecord,
-    NodeRegistered,
     ProducerIdsGranted,
     TopicAltered,
     TopicCreated,
@@ -35,35 +34,6 @@ def form_cluster(cluster_id: str, name: str, voters: Mapping[str, str]) -> list[
             cluster_id=cluster_id, name=name, feature_level=FEATURE_LEVEL, voters=dict(voters)
         )
     ]
-
-
-def register_node(
-    state: Metadata, node: str, disk_id: str, host: str, port: int, rack: str | None
-) -> list[MetadataRecord]:
-    """A node's start: a new incarnation, and a new epoch for every partition that it keeps alone.
-
-    No node resumes a leadership that it held before, so that one (partition, offset, epoch) names one record.
-    """
-    before = state.nodes.get(node)
-    incarnation = 1 if before is None else before.incarnation + 1
-    records: list[MetadataRecord] = [
-        NodeRegistered(
-            node=node, disk_id=disk_id, incarnation=incarnation, host=host, port=port, rack=rack
-        )
-    ]
-    for topic in state.topics.values():
-        for number, partition in enumerate(topic.partitions):
-            if partition.leader in (node, None) and node in partition.replicas:
-                records.append(
-                    LeaderAppointed(
-                        topic_id=topic.topic_id,
-                        partition=number,
-                        leader=node,
-                        epoch=partition.epoch + 1,
-                        isr=partition.isr or [node],
-                    )
-                )
-    return records
 
 
 def create_topic(

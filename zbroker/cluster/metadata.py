@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from zbroker.cluster.records import (
     FEATURE_LEVEL,
     ClusterFormed,
+    IsrChanged,
     LeaderAppointed,
     MetadataRecord,
+    NodeFenced,
     NodeRegistered,
     ProducerIdsGranted,
     TopicAltered,
@@ -28,12 +30,14 @@ DELETIONS_REMEMBERED = 1000
 
 @dataclass(slots=True)
 class PartitionState:
-    """Who keeps and leads one partition."""
+    """Who keeps and leads one partition. `version` counts its changes: who proposes one names the last it knows."""
 
     replicas: list[str]
     leader: str | None = None
     epoch: int = -1
     isr: list[str] = field(default_factory=list)
+    unclean: bool = False
+    version: int = 0
 
 
 @dataclass(slots=True)
@@ -56,6 +60,8 @@ class Metadata:
         self.feature_level = 0
         self.voters: dict[str, str] = {}
         self.nodes: dict[str, NodeRegistered] = {}
+        self.fenced: dict[str, str] = {}
+        """Nodes that are taken for dead or have stopped, each with the reason."""
         self.topics: dict[str, TopicState] = {}
         """Topics by id, in the order of their creation."""
         self.ids: dict[str, str] = {}
@@ -65,6 +71,10 @@ class Metadata:
         self.next_producer_id = 0
         self.deletions: dict[str, str] = {}
         """Topic ids by the request that deleted them, the latest ones."""
+
+    def is_up(self, node: str) -> bool:
+        """Whether a node is registered and not fenced."""
+        return node in self.nodes and node not in self.fenced
 
     def topic_named(self, name: str) -> TopicState | None:
         """The topic of that name, if there is one."""
@@ -82,8 +92,14 @@ class Metadata:
                 self._topic_deleted(record)
             case LeaderAppointed():
                 self._leader_appointed(record)
+            case IsrChanged():
+                self._isr_changed(record)
             case NodeRegistered():
                 self.nodes[record.node] = record
+                self.fenced.pop(record.node, None)
+            case NodeFenced():
+                assert self.nodes[record.node].incarnation == record.incarnation, record
+                self.fenced[record.node] = record.reason
             case ProducerIdsGranted():
                 self.next_producer_id = max(self.next_producer_id, record.first + record.count)
             case ClusterFormed():
@@ -130,6 +146,16 @@ class Metadata:
     def _leader_appointed(self, record: LeaderAppointed) -> None:
         partition = self.topics[record.topic_id].partitions[record.partition]
         assert record.epoch > partition.epoch, "leader epochs only grow"
+        assert record.leader is None or record.leader in record.isr, "a leader is in sync"
         partition.leader = record.leader
         partition.epoch = record.epoch
         partition.isr = list(record.isr)
+        partition.unclean = record.unclean
+        partition.version += 1
+
+    def _isr_changed(self, record: IsrChanged) -> None:
+        partition = self.topics[record.topic_id].partitions[record.partition]
+        assert partition.leader in record.isr, "a leader is in sync"
+        assert set(record.isr) <= set(partition.replicas), record
+        partition.isr = list(record.isr)
+        partition.version += 1

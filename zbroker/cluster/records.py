@@ -25,7 +25,7 @@ class ClusterFormed(msgspec.Struct, tag_field="kind", tag="cluster_formed", froz
 
 
 class NodeRegistered(msgspec.Struct, tag_field="kind", tag="node_registered", frozen=True):
-    """A process start of a node. It ends every leadership that the node held before."""
+    """A process start of a node, which may lead and follow from now on. It ends what the node led before."""
 
     node: str
     disk_id: str
@@ -33,6 +33,17 @@ class NodeRegistered(msgspec.Struct, tag_field="kind", tag="node_registered", fr
     host: str
     port: int
     rack: str | None = None
+
+
+class NodeFenced(msgspec.Struct, tag_field="kind", tag="node_fenced", frozen=True):
+    """A node is taken for dead, or has stopped: it leads nothing until it registers again.
+
+    `reason` is `gone` (its port refused), `silent` (no heartbeat in time) or `stopped` (it left in order).
+    """
+
+    node: str
+    incarnation: int
+    reason: str
 
 
 class TopicCreated(msgspec.Struct, tag_field="kind", tag="topic_created", frozen=True):
@@ -61,12 +72,21 @@ class TopicDeleted(msgspec.Struct, tag_field="kind", tag="topic_deleted", frozen
 
 
 class LeaderAppointed(msgspec.Struct, tag_field="kind", tag="leader_appointed", frozen=True):
-    """Who leads a partition, under which epoch, and who is in sync."""
+    """Who leads a partition, under which epoch, and who is in sync; `unclean`: what was committed may be missing."""
 
     topic_id: str
     partition: int
     leader: str | None
     epoch: int
+    isr: list[str]
+    unclean: bool = False
+
+
+class IsrChanged(msgspec.Struct, tag_field="kind", tag="isr_changed", frozen=True):
+    """Another set of in-sync replicas under the same leader and epoch."""
+
+    topic_id: str
+    partition: int
     isr: list[str]
 
 
@@ -81,10 +101,12 @@ class ProducerIdsGranted(msgspec.Struct, tag_field="kind", tag="producer_ids_gra
 MetadataRecord = (
     ClusterFormed
     | NodeRegistered
+    | NodeFenced
     | TopicCreated
     | TopicAltered
     | TopicDeleted
     | LeaderAppointed
+    | IsrChanged
     | ProducerIdsGranted
 )
 

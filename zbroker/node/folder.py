@@ -25,6 +25,7 @@ class DataFolder:
     Attributes:
         path: the folder.
         disk_id: 32 hexadecimal digits, chosen when the folder was first formatted.
+        starts: which start of a node on this disk this is, from 1.
     """
 
     def __init__(self, path: Path, node: str) -> None:
@@ -44,7 +45,7 @@ class DataFolder:
             ) from None
         try:
             self._take_lock()
-            self.disk_id = self._identify(node)
+            self.disk_id, self.starts = self._identify(node)
         except BaseException:
             os.close(self._lock)
             raise
@@ -78,7 +79,13 @@ class DataFolder:
         except FileNotFoundError:
             return False
 
-    def _identify(self, node: str) -> str:
+    @property
+    def incarnation(self) -> int:
+        """Which process start this is: larger for each start on this disk, and never one of another disk."""
+        return (int(self.disk_id[:8], 16) << 24) + self.starts
+
+    def _identify(self, node: str) -> tuple[str, int]:
+        """The disk's id, and this start's number, which is on disk before anybody hears of it."""
         file = self.path / IDENTITY
         try:
             text = file.read_text(encoding="utf-8")
@@ -89,6 +96,7 @@ class DataFolder:
         try:
             identity = json.loads(text)
             version, owner, disk_id = identity["format"], identity["node"], identity["disk_id"]
+            starts = int(identity.get("starts", 0))
         except (ValueError, KeyError, TypeError):
             raise DataFolderError(
                 f"{file} is damaged; restore it from a copy, or name another folder with `data:`"
@@ -103,10 +111,11 @@ class DataFolder:
                 f"the data folder {self.path} belongs to node {owner!r}, not to {node!r}; "
                 "name another folder with `data:`"
             )
-        return str(disk_id)
+        self._write(file, node, disk_id, starts + 1)
+        return str(disk_id), starts + 1
 
-    def _format(self, file: Path, node: str) -> str:
-        """Writes a new disk's identity, whole or not at all."""
+    def _format(self, file: Path, node: str) -> tuple[str, int]:
+        """Gives a new disk its identity."""
         partial = file.with_suffix(
             ".partial"
         )  # one that is there already is of a start that crashed here
@@ -118,7 +127,22 @@ class DataFolder:
                 f"{', '.join(present[:3])}); name an empty folder with `data:`"
             )
         disk_id = secrets.token_hex(16)
-        text = json.dumps({"format": FORMAT, "node": node, "disk_id": disk_id}, indent=2) + "\n"
+        self._write(file, node, disk_id, 1)
+        return disk_id, 1
+
+    def _write(self, file: Path, node: str, disk_id: str, starts: int) -> None:
+        """Replaces the identity, whole or not at all."""
+        identity = {"format": FORMAT, "node": node, "disk_id": disk_id, "starts": starts}
+        text = json.dumps(identity, indent=2) + "\n"
+        partial = file.with_suffix(".partial")
+        try:
+            self._replace(file, partial, text)
+        except OSError as error:
+            raise DataFolderError(
+                f"{file} cannot be written: {error.strerror}; a node notes there that it starts"
+            ) from None
+
+    def _replace(self, file: Path, partial: Path, text: str) -> None:
         with partial.open("w", encoding="utf-8") as out:
             out.write(text)
             out.flush()
@@ -129,4 +153,3 @@ class DataFolder:
             os.fsync(folder)
         finally:
             os.close(folder)
-        return disk_id

@@ -69,7 +69,7 @@ def run_node(
         storage = ThreadedStorage(RealFiles(str(config.data)))
         stack.callback(storage.close)
         broker = Broker(
-            _broker_settings(config, folder.disk_id),
+            _broker_settings(config, folder),
             storage=storage,
             transport=sockets,
             fresh_id=lambda: secrets.token_hex(16),
@@ -156,12 +156,13 @@ class _Signals:
         self._report("stopping", signal=signal.Signals(number).name)
 
 
-def _broker_settings(config: Config, disk_id: str) -> BrokerSettings:
+def _broker_settings(config: Config, folder: DataFolder) -> BrokerSettings:
     me = config.self
     return BrokerSettings(
         node=config.node,
         cluster_name=config.cluster.name,
-        disk_id=disk_id,
+        disk_id=folder.disk_id,
+        incarnation=folder.incarnation,
         host=me.address.host,
         port=me.address.port,
         rack=me.rack,

@@ -91,6 +91,8 @@ class Node(msgspec.Struct, omit_defaults=True, kw_only=True):
     port: Annotated[int, Meta(description="base port: ROUTER; the PUB port is one higher")]
     rack: Annotated[str | None, Meta(description="where it stands, for placing replicas")] = None
     alive: Annotated[bool, Meta(description="whether the controller takes it to be up")] = True
+    voter: Annotated[bool, Meta(description="whether it votes for the controller")] = False
+    drained: Annotated[bool, Meta(description="leads nothing that another can lead")] = False
 
 
 class Partition(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -297,6 +299,58 @@ class DeleteTopicReply(Message, tag_field="op", tag="delete_topic"):
     topic_id: TopicId = ""
 
 
+class MovePartitions(Message, tag_field="op", tag="move_partitions"):
+    """Gives partitions other replicas; they are copied first, and the old ones go once the new are in sync."""
+
+    name: Annotated[TopicName, Meta(description="the topic's name")] = ""
+    topic_id: UnlessAgain = None
+    request_id: RequestId = ""
+    partition: Annotated[
+        PartitionNumber | None, Meta(description="which; nil spreads all of them over the nodes")
+    ] = None
+    to: Annotated[
+        list[str],
+        Meta(description="node names, one partition's preferred leader first; empty: all nodes"),
+    ] = []
+
+
+class MovePartitionsReply(Message, tag_field="op", tag="move_partitions"):
+    """The topic, whose partitions are on their way: they have old and new replicas until those are in sync."""
+
+    topic: Annotated[Topic, Meta(description="the topic, every setting resolved")]
+
+
+class DrainNode(Message, tag_field="op", tag="drain_node"):
+    """Takes all leaderships from a node that another can lead, and keeps them away until `undo`."""
+
+    node: Annotated[str, Meta(description="the node's name")] = ""
+    undo: Annotated[bool, Meta(description="the node may lead again")] = False
+    request_id: RequestId = ""
+
+
+class DrainNodeReply(Message, tag_field="op", tag="drain_node"):
+    """The node is drained, but for partitions that nobody else can lead."""
+
+    leading: Annotated[int, Meta(description="partitions that it still leads")] = 0
+
+
+class ChangeVoters(Message, tag_field="op", tag="change_voters"):
+    """Changes who elects the controller, one voter at a time."""
+
+    node: Annotated[str, Meta(description="the node's name")] = ""
+    action: Annotated[
+        Literal["add", "remove", "replace"],
+        Meta(description="replace: the voter's disk is another now, as after a machine was lost"),
+    ] = "replace"
+    request_id: RequestId = ""
+
+
+class ChangeVotersReply(Message, tag_field="op", tag="change_voters"):
+    """The change is committed."""
+
+    voters: Annotated[list[str], Meta(description="names of the voters")] = []
+
+
 class DeleteRecords(Message, tag_field="op", tag="delete_records"):
     """Moves a partition's log start up: records before `before` are gone."""
 
@@ -415,10 +469,12 @@ class ClusterChange(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 Request = (
     Hello | Metadata | InitProducer | Produce | Fetch | Offsets
-    | CreateTopic | AlterTopic | DeleteTopic | DeleteRecords | Stats | Status
+    | CreateTopic | AlterTopic | DeleteTopic | MovePartitions | DrainNode | ChangeVoters
+    | DeleteRecords | Stats | Status
 )  # fmt: skip
 Reply = (
     HelloReply | MetadataReply | InitProducerReply | ProduceReply | FetchReply | OffsetsReply
-    | CreateTopicReply | AlterTopicReply | DeleteTopicReply | DeleteRecordsReply
+    | CreateTopicReply | AlterTopicReply | DeleteTopicReply | MovePartitionsReply
+    | DrainNodeReply | ChangeVotersReply | DeleteRecordsReply
     | StatsReply | StatusReply | ErrorReply
 )  # fmt: skip

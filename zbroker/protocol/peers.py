@@ -18,6 +18,14 @@ import msgspec
 from zbroker.errors import MalformedMessage
 from zbroker.protocol.batch import MALFORMED
 from zbroker.protocol.frames import Frame
+from zbroker.protocol.messages import (
+    AlterTopic,
+    ChangeVoters,
+    CreateTopic,
+    DeleteTopic,
+    DrainNode,
+    MovePartitions,
+)
 
 PEER_VERSION = 1
 """The version of what peers speak."""
@@ -70,6 +78,28 @@ class Greeting(PeerMessage, tag="greeting"):
     software: str = ""
 
 
+class Form(PeerMessage, tag="form"):
+    """The founder's word at a cluster's first formation, to a voter whose disk is empty: keep this, then vote.
+
+    Attributes:
+        cluster: the new cluster's id.
+        voters: disk ids by node name, of all voters.
+    """
+
+    cluster: str
+    voters: dict[str, str]
+
+
+class Gone(PeerMessage, tag="gone"):
+    """To the controller, again and again while it is true: these nodes' own ports refuse this one's connects.
+
+    Attributes:
+        nodes: by name, in the start in which each was last heard.
+    """
+
+    nodes: dict[str, int]
+
+
 # Election ---
 
 
@@ -118,6 +148,7 @@ class Append(PeerMessage, tag="append", kw_only=True):
         metadata: offset of the metadata record that appointed the leader.
         epochs: the leader's epochs that begin within the batches or at either end of them: (epoch, start offset).
         position: bytes of batches sent in this session before this message.
+        stamp: the leader's clock, which the answer echoes: what it shows was true after this was sent.
     """
 
     topic_id: str = METADATA
@@ -134,6 +165,7 @@ class Append(PeerMessage, tag="append", kw_only=True):
     metadata: int = -1
     epochs: list[tuple[int, int]] = []
     position: int = 0
+    stamp: int = 0
 
 
 class Appended(PeerMessage, tag="appended", kw_only=True):
@@ -152,6 +184,7 @@ class Appended(PeerMessage, tag="appended", kw_only=True):
         begun: newest epoch whose beginning is on the follower's disk.
         limit: bytes of batches that the leader may have sent in this session, absolute.
         high_watermark: as the follower knows it.
+        stamp: of the append that is answered.
     """
 
     topic_id: str = METADATA
@@ -166,41 +199,113 @@ class Appended(PeerMessage, tag="appended", kw_only=True):
     high_watermark: int = 0
     log_epoch: int = -1
     end: int = 0
+    stamp: int = 0
 
 
 # To the controller and back ---
 
 
+class Register(PeerMessage, tag="register"):
+    """A node's start: it may lead and follow once this is committed.
+
+    Attributes:
+        disk_id, incarnation: which disk, and which start on it.
+        host, port, rack: where clients and peers reach it.
+        clean: its last stop was in order: all that it had written is on disk.
+        feature_level: newest feature level that it understands.
+    """
+
+    disk_id: str
+    incarnation: int
+    host: str
+    port: int
+    rack: str | None = None
+    clean: bool = False
+    feature_level: int = 1
+
+
+class ChangeIsr(PeerMessage, tag="change_isr"):
+    """A leader's proposal of in-sync replicas.
+
+    Attributes:
+        epoch: the leader's own.
+        version: of the partition's metadata, as the leader knows them.
+        isr: the in-sync replicas to be, by node, each with the start in which the leader knows it.
+    """
+
+    topic_id: str
+    partition: int
+    epoch: int
+    version: int
+    isr: dict[str, int]
+
+
+class ElectAnew(PeerMessage, tag="elect_anew"):
+    """A leader cannot go on under its epoch."""
+
+    topic_id: str
+    partition: int
+    epoch: int
+
+
+class Leave(PeerMessage, tag="leave"):
+    """A node is about to stop: what it leads is handed over; `stopped` says that it leads and keeps nothing now."""
+
+    incarnation: int
+    stopped: bool = False
+
+
+class GrantProducerIds(PeerMessage, tag="grant_producer_ids"):
+    """A node asks for a block of producer ids."""
+
+
+ControllerRequest = (
+    Register
+    | ChangeIsr
+    | ElectAnew
+    | Leave
+    | GrantProducerIds
+    | CreateTopic
+    | AlterTopic
+    | DeleteTopic
+    | MovePartitions
+    | DrainNode
+    | ChangeVoters
+)
+"""What only the controller decides: the nodes' own requests, and those of clients."""
+
+
 class Forward(PeerMessage, tag="forward"):
-    """A request that only the controller decides, handed on by the node that it came to.
+    """A request that only the controller decides, from the node that it came to.
 
     Attributes:
         number: chosen by the sender, which repeats the request under it until it is answered.
-        request: the request's own map, by its `op`.
     """
 
     number: int
-    request: msgspec.Raw
+    request: ControllerRequest
 
 
 class Decided(PeerMessage, tag="decided"):
-    """The controller's answer: the offset of the metadata record that carries the decision out, or an error.
+    """The controller's answer.
 
     Attributes:
-        end: the decision is made once all metadata below it is applied.
+        end: the answer stands once all metadata below this offset are applied: the decision's own, or those that a
+            refusal goes by.
         result: what the reply is made of, such as a topic's id.
-        code, message, details: of the error, where it was refused.
+        code, message, details, outcome_unknown: of the error, where it was refused.
     """
 
     number: int
-    end: int = -1
+    end: int = 0
     result: dict[str, Any] = {}
     code: str = ""
     message: str = ""
     details: dict[str, Any] = {}
+    outcome_unknown: bool = False
 
 
-Peer = Greeting | VoteRequest | Vote | Append | Appended | Forward | Decided
+Peer = Greeting | Form | Gone | VoteRequest | Vote | Append | Appended | Forward | Decided
 """Every message between nodes."""
 
 encode = msgspec.msgpack.Encoder().encode
