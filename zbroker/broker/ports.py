@@ -5,8 +5,8 @@ Owns no behaviour. `zbroker.node` implements these over ZeroMQ, `zbroker.testing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -44,6 +44,16 @@ class Transport(Protocol):
         """How many clients have spoken lately."""
 
 
+class PeerLinks(Protocol):
+    """How a broker reaches the other nodes. No call blocks; a message may be lost, or come late, without a word."""
+
+    def send(self, node: str, lane: Literal["control", "data"], frames: Sequence[Buffer]) -> None:
+        """Sends frames, which must not change afterwards."""
+
+    def connect(self, node: str, host: str, port: int) -> None:
+        """A node that the configuration does not name greeted: it is reached at this base port from now on."""
+
+
 class Replier(Protocol):
     """Sends a reply and counts the request as answered."""
 
@@ -69,7 +79,13 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     cluster_name: str
     disk_id: str
     incarnation: int = 1
-    """Which start of a node on this disk this is."""
+    """Which start of a node this is: larger for each start on one disk, never the same on two disks."""
+    clean: bool = False
+    """The last stop on this disk was in order: all that was written then is on disk."""
+    peers: tuple[str, ...] = ()
+    """The other nodes of the configuration."""
+    session_timeout: int = 1000
+    """Silence after which a node is taken for dead."""
     host: str
     port: int
     rack: str | None = None

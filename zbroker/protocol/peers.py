@@ -67,6 +67,7 @@ class Greeting(PeerMessage, tag="greeting"):
         seen: the receiver's incarnation as the sender knows it, 0 where it does not.
         voters: the voters as the sender's configuration names them; compared at a cluster's first formation.
         empty: the sender's disk has no cluster yet.
+        host, port: where the sender is reached: a base port, for those whose configuration does not name it.
         feature_level: newest feature level that the sender understands.
     """
 
@@ -74,6 +75,8 @@ class Greeting(PeerMessage, tag="greeting"):
     seen: int = 0
     voters: list[str] = []
     empty: bool = False
+    host: str = ""
+    port: int = 0
     feature_level: int = 1
     software: str = ""
 
