@@ -71,6 +71,11 @@ class Sockets:
             self._context.destroy(linger=0)
             raise
 
+    @property
+    def context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        """What the node's other sockets are made in; it ends in `close`."""
+        return self._context
+
     def reopen(self) -> None:
         """Closes both sockets and binds them anew; every connection ends, and clients come back by themselves.
 
