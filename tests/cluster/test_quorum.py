@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from cluster.world import TIMEOUT, World
 
+from zbroker.cluster.records import ProducerIdsGranted
+
 SEEDS = 150
 
 
@@ -133,7 +135,42 @@ def test_a_voter_that_hears_nobody_deposes_nobody(seed: int) -> None:
     assert leader.partition.replica.epoch == epoch
 
 
-def test_what_was_applied_ahead_of_its_commit_goes_with_the_leadership() -> None:
+def test_what_is_decided_is_seen_once_it_is_committed() -> None:
+    world = World(3)
+    world.run(4 * TIMEOUT)
+    leader = world.controller
+    assert leader is not None
+    partition = leader.partition
+    assert partition.draft is not None
+    seen: list[int] = []
+    for number in range(2):
+        record = ProducerIdsGranted(node=leader.name, first=number, count=1)
+        partition.propose([record], lambda _: seen.append(partition.metadata.next_producer_id), 0)
+        assert partition.draft.next_producer_id == number + 1, "the next decision sees the last"
+        assert partition.metadata.next_producer_id == 0
+    world.run(500)
+    assert seen == [1, 2], "each answer finds its own decision, and none later"
+    assert partition.applied == partition.committed == partition.replica.log.end_offset
+
+
+def test_an_answer_may_propose() -> None:
+    world = World(3, voters=1)
+    world.run(100)
+    assert world.controller is not None
+    partition = world.controller.partition
+    answers: list[object] = []
+
+    def again(error: object) -> None:
+        answers.append(error)
+        if len(answers) < 5:
+            partition.propose([ProducerIdsGranted(node="v0", first=0, count=1)], again, 0)
+
+    partition.propose([], again, 0)
+    world.run(100)
+    assert answers == [None] * 5
+
+
+def test_a_draft_goes_with_the_leadership() -> None:
     world = World(3)
     world.run(4 * TIMEOUT)
     leader = world.controller
@@ -143,9 +180,9 @@ def test_what_was_applied_ahead_of_its_commit_goes_with_the_leadership() -> None
     for other in world.names:
         world.network.cut |= {(leader.name, other), (other, leader.name)}
     assert world.propose(leader)
-    assert leader.partition.metadata.next_producer_id == 2, "the next decision sees the last"
     world.run(2 * TIMEOUT + 300)
     assert not leader.partition.ready
+    assert leader.partition.draft is None
     assert leader.partition.metadata.next_producer_id == 1
     world.heal()
     world.check_healed()

@@ -34,6 +34,7 @@ class Node:
         self.incarnation = 0
         self.up = False
         self.frozen = False
+        self.applied = 0
         self.partition: MetadataPartition
         self.storage: SimulatedStorage
 
@@ -42,6 +43,7 @@ class Node:
         self.incarnation += 1
         self.up = True
         self.disk.off = False
+        self.applied = 0
         self.storage = SimulatedStorage(self.disk, world.rng, self.deliver)
         self.partition = MetadataPartition(
             self.name, world.names, storage=self.storage, peers=Lines(self), random=world.rng.random,
@@ -189,10 +191,11 @@ class World:
         leader = partition.replica.leader
         if leader is not None and leader.high_watermark >= 0:
             self.note_committed(node, leader.high_watermark)
-        if partition.applied <= partition.committed and partition.state == "following":
-            granted = partition.metadata.next_producer_id
-            known_state = self.states.setdefault(partition.applied, granted)
-            assert known_state == granted, (node.name, partition.applied, granted, known_state)
+        assert partition.applied <= partition.committed or partition.applied <= node.applied
+        node.applied = partition.applied
+        granted = partition.metadata.next_producer_id
+        known_state = self.states.setdefault(partition.applied, granted)
+        assert known_state == granted, (node.name, partition.applied, granted, known_state)
 
     def note_committed(self, node: Node, high_watermark: int) -> None:
         key = (node.name, node.incarnation)
@@ -219,7 +222,8 @@ class World:
         if not node.up or node.frozen or not node.partition.ready:
             return False
         self.proposed += 1
-        first = node.partition.metadata.next_producer_id
+        assert node.partition.draft is not None
+        first = node.partition.draft.next_producer_id
         records: list[MetadataRecord] = [ProducerIdsGranted(node=node.name, first=first, count=1)]
 
         def decided(error: ZBrokerError | None) -> None:

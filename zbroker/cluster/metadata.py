@@ -1,7 +1,8 @@
 """The state that the metadata log makes: nodes, topics, leaders, producer ids.
 
 Replicated state: `apply` is its only mutator, uses no clock and no randomness, and gives the same state on every node
-that applied the same records. Decisions stand in `controller`.
+that applied the same records. Decisions stand in `controller`. What has changed is noted for a reader, who clears the
+notes: they are no part of the state.
 """
 
 from __future__ import annotations
@@ -71,6 +72,12 @@ class Metadata:
         self.next_producer_id = 0
         self.deletions: dict[str, str] = {}
         """Topic ids by the request that deleted them, the latest ones."""
+        self.touched: dict[str, None] = {}
+        """Ids of the topics that have changed, those that are deleted too, since a reader cleared this."""
+        self.deleted: dict[str, None] = {}
+        """Ids of the topics of whose deletion a record was applied: only that lets files go. A reader clears it."""
+        self.nodes_touched = False
+        """Whether nodes have come, gone or changed since a reader cleared this."""
 
     def is_up(self, node: str) -> bool:
         """Whether a node is registered and not fenced."""
@@ -97,9 +104,11 @@ class Metadata:
             case NodeRegistered():
                 self.nodes[record.node] = record
                 self.fenced.pop(record.node, None)
+                self.nodes_touched = True
             case NodeFenced():
                 assert self.nodes[record.node].incarnation == record.incarnation, record
                 self.fenced[record.node] = record.reason
+                self.nodes_touched = True
             case ProducerIdsGranted():
                 self.next_producer_id = max(self.next_producer_id, record.first + record.count)
             case ClusterFormed():
@@ -116,6 +125,7 @@ class Metadata:
         self.cluster_name = record.name
         self.feature_level = record.feature_level
         self.voters = dict(record.voters)
+        self.nodes_touched = True
 
     def _topic_created(self, record: TopicCreated) -> None:
         assert record.name.lower() not in self.folded, record.name
@@ -128,16 +138,19 @@ class Metadata:
         )
         self.ids[record.name] = record.topic_id
         self.folded[record.name.lower()] = record.name
+        self.touched[record.topic_id] = None
 
     def _topic_altered(self, record: TopicAltered) -> None:
         topic = self.topics[record.topic_id]
         topic.settings = record.settings
         topic.partitions += [PartitionState(list(replicas)) for replicas in record.added_replicas]
+        self.touched[record.topic_id] = None
 
     def _topic_deleted(self, record: TopicDeleted) -> None:
         topic = self.topics.pop(record.topic_id)
         del self.ids[topic.name]
         del self.folded[topic.name.lower()]
+        self.touched[record.topic_id] = self.deleted[record.topic_id] = None
         if record.request_id:
             self.deletions[record.request_id] = record.topic_id
             if len(self.deletions) > DELETIONS_REMEMBERED:
@@ -152,6 +165,7 @@ class Metadata:
         partition.isr = list(record.isr)
         partition.unclean = record.unclean
         partition.version += 1
+        self.touched[record.topic_id] = None
 
     def _isr_changed(self, record: IsrChanged) -> None:
         partition = self.topics[record.topic_id].partitions[record.partition]
@@ -159,3 +173,4 @@ class Metadata:
         assert set(record.isr) <= set(partition.replicas), record
         partition.isr = list(record.isr)
         partition.version += 1
+        self.touched[record.topic_id] = None

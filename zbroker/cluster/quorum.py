@@ -1,18 +1,20 @@
 """The metadata partition: a log that a majority of voters keeps, and the state that it makes.
 
 Joins an `Election` (who leads), a `Replica` (how the copies become equal) and the `Metadata` (what the records say).
-Owns when a record is applied: the leader applies at append, so that its next decision sees the last; everyone else
-applies what is committed; a leader that steps down builds its state again from what is committed. What a decision does
-outside, and its answer, wait for the commit. Never decides what the records say: `controller` does.
+Owns when a record is applied, and to which of two states. `metadata` has what is committed, on the leader as on all
+others: readers see it, and effects go by it. `draft` has everything that is in the leader's log, so that its next
+decision sees the last; it goes with the leadership. A decision is answered once `metadata` shows it. Never decides what
+the records say: `controller` does.
 
 ========= ====================================== ========= =============================================================
 state     on                                     next      effect
 ========= ====================================== ========= =============================================================
 opening   ballot read, log open                  following the election begins
 following an append of the epoch's leader        following taken by the replica; what is committed is applied
-following elected                                replaying the rest of the log is applied, committed or not
-replaying all of it is applied                   leading   a no-op is appended: its commit commits all before it
-leading   the no-op is committed                 leading   `ready`: decisions are taken
+following elected                                replaying the rest of the log is read, committed or not
+replaying all of it is read                      leading   the draft is made; a no-op is appended: its commit commits
+                                                           all before it
+leading   the no-op is committed and applied     leading   `ready`: decisions are taken
 leading   not the leader any more                following decisions that wait are answered: outcome unknown
 any       the log or the ballot fails            failed    the node stops
 ========= ====================================== ========= =============================================================
@@ -24,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
+from zbroker.cluster import snapshot
 from zbroker.cluster.ballot import Ballot, LoadBallot, SaveBallot
 from zbroker.cluster.election import Election, ElectionSettings
 from zbroker.cluster.metadata import Metadata
@@ -70,8 +73,9 @@ class MetadataPartition:
     """One node's part in the metadata. See the module for its states.
 
     Attributes:
-        metadata: the state, as far as it is applied.
+        metadata: the state that is committed, as far as it is applied. Another object after a snapshot was installed.
         applied: all below this offset is in it.
+        draft: while this node leads, the state with everything that it has decided; None otherwise.
         ready: this node leads, and all that was committed before it is applied: it is the controller.
         error: why it failed.
     """
@@ -97,6 +101,7 @@ class MetadataPartition:
         self.state: State = "opening"
         self.metadata = Metadata()
         self.applied = 0
+        self.draft: Metadata | None = None
         self.error: ZBrokerError | None = None
         self.election: Election | None = None
         self._storage = storage
@@ -107,7 +112,10 @@ class MetadataPartition:
         self._incarnations: Mapping[str, int] = {}
         self._ballot: Ballot | None = None
         self._waiting: deque[tuple[int, OnCommit]] = deque()
+        self._ahead: deque[tuple[int, Sequence[MetadataRecord]]] = deque()
+        """Batches that are not applied yet: where each ends, and its records."""
         self._reading = False
+        self._settling = False
         self._ready_at = -1
         self._led = -1
         self._beat_at = 0
@@ -134,12 +142,7 @@ class MetadataPartition:
     @property
     def ready(self) -> bool:
         """See the class."""
-        leader = self.replica.leader
-        return (
-            self.state == "leading"
-            and leader is not None
-            and 0 <= self._ready_at <= leader.high_watermark
-        )
+        return self.state == "leading" and 0 <= self._ready_at <= self.applied
 
     @property
     def committed(self) -> int:
@@ -184,14 +187,21 @@ class MetadataPartition:
             raise NotReady("this node is not the controller; ask again in a moment")
         if records:
             rows: list[EncodedRecord | None] = [(0, None, encode(record), ()) for record in records]
-            self._append(rows, wall, attributes=0)
+            assert self.draft is not None
             for record in records:
-                self.metadata.apply(record)
-            self.applied = self.replica.log.end_offset
+                self.draft.apply(record)
+            self._append(rows, wall, attributes=0, records=records)
         self._waiting.append((self.replica.log.end_offset, on_commit))
         self._settle()
 
-    def _append(self, rows: list[EncodedRecord | None], wall: int, *, attributes: int) -> None:
+    def _append(
+        self,
+        rows: list[EncodedRecord | None],
+        wall: int,
+        *,
+        attributes: int,
+        records: Sequence[MetadataRecord] = (),
+    ) -> None:
         log = self.replica.log
         batch = encode_batch(rows, base_timestamp=wall, max_timestamp=wall, attributes=attributes)
         stamp(
@@ -201,6 +211,7 @@ class MetadataPartition:
             leader_epoch=log.last_epoch,
         )
         self.replica.append(batch, read_header(batch))
+        self._ahead.append((log.end_offset, records))
 
     # Messages ---
 
@@ -323,7 +334,7 @@ class MetadataPartition:
         if election.state == "leader" and self.state == "following":
             self.state = "replaying"
             self._led = self._now
-            self._replay()
+            self._read_on()
         self._appoint()
         self._changed()
 
@@ -348,18 +359,17 @@ class MetadataPartition:
         )
 
     def _step_down(self) -> None:
-        """Not the leader any more: what was applied ahead of its commit goes, and those who wait are told."""
+        """Not the leader any more: what was decided ahead of its commit goes, and those who wait are told."""
         if self.state not in ("replaying", "leading"):
             return
         self.state = "following"
+        self.draft = None
+        self._ahead.clear()
         self._ready_at = -1
         waiting, self._waiting = self._waiting, deque()
         unknown = NotReady("the controller changed before this was committed", outcome_unknown=True)
         for _, on_commit in waiting:
             on_commit(unknown)
-        if self.applied > self.committed:
-            self.metadata = Metadata()
-            self.applied = 0
 
     def _resign(self) -> None:
         """A full disk: somebody else is to lead."""
@@ -367,40 +377,84 @@ class MetadataPartition:
         self.election.quorum_lost(self._now)
 
     def _settle(self) -> None:
-        """Goes on with whatever can: applies, leads, answers."""
+        """Goes on with whatever can: applies, leads, answers. An answer may propose again."""
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            self._lead()
+            while self._apply_next() or self._answer_next():
+                pass
+        finally:
+            self._settling = False
+        self._read_on()
+
+    def _lead(self) -> None:
+        """Begins an epoch with a no-op, whose commit commits all before it (Raft, section 5.4.2)."""
         leader = self.replica.leader
-        if self.state == "leading" and leader is not None:
-            if self._ready_at < 0:
-                self._append([(0, None, None, ())], self._wall_or_last(), attributes=CONTROL)
-                self._ready_at = self.replica.log.end_offset
-                self.applied = self._ready_at
-                leader.advance()
-            leader.committed_batches()
-            while self._waiting and self._waiting[0][0] <= leader.high_watermark:
-                self._waiting.popleft()[1](None)
-                self._changed()
-        elif self.state in ("following", "replaying"):
-            self._replay()
+        if self.state != "leading" or leader is None:
+            return
+        if self._ready_at < 0:
+            self._append([(0, None, None, ())], self._wall_or_last(), attributes=CONTROL)
+            self._ready_at = self.replica.log.end_offset
+            leader.advance()
+        leader.committed_batches()
 
     _wall = 0
 
     def _wall_or_last(self) -> int:
         return max(self._wall, self.replica.log.last_append_time, 0)
 
-    def _replay(self) -> None:
-        """Applies what may be applied: what is committed, or everything where this node is about to lead."""
+    def _apply_next(self) -> bool:
+        """Applies a batch that is committed."""
+        if not self._ahead or self._ahead[0][0] > self.committed:
+            return False
+        end, records = self._ahead.popleft()
+        if not self._apply(self.metadata, records):
+            return False
+        self.applied = end
+        self._changed()
+        return True
+
+    def _answer_next(self) -> bool:
+        """Answers a decision that `metadata` shows."""
+        if not self._waiting or self._waiting[0][0] > self.applied:
+            return False
+        self._waiting.popleft()[1](None)
+        self._changed()
+        return True
+
+    def _read_on(self) -> None:
+        """Reads what may be applied: what is committed, or everything where this node is about to lead."""
         log = self.replica.log
-        if self._reading or log.state != "open":
+        if self.state not in ("following", "replaying") or self._reading or log.state != "open":
             return
-        if self.applied < self._limit():
+        if self._read < self._limit():
             self._reading = True
-            log.read(self, self.applied, READ_BYTES, self._limit())
-        elif self.state == "replaying" and self.applied == log.end_offset:
-            self.state = "leading"
-            self._appoint()
+            log.read(self, self._read, READ_BYTES, self._limit())
+        elif self.state == "replaying" and self._read == log.end_offset:
+            draft = snapshot.copy(self.metadata)
+            if self._apply(draft, [record for _, records in self._ahead for record in records]):
+                self.draft = draft
+                self.state = "leading"
+                self._appoint()
+
+    def _apply(self, state: Metadata, records: Sequence[MetadataRecord]) -> bool:
+        """Whether all of them could be applied; this node stops where not."""
+        try:
+            for record in records:
+                state.apply(record)
+        except ZBrokerError as error:
+            self._fail(error)
+            return False
+        return True
+
+    @property
+    def _read(self) -> int:
+        """All below it is applied, or read to be applied."""
+        return self._ahead[-1][0] if self._ahead else self.applied
 
     def _limit(self) -> int:
-        """What may be applied from the log: what is committed, or everything where this node is about to lead."""
         flushed = self.replica.log.flushed_offset
         return flushed if self.state == "replaying" else min(self.committed, flushed)
 
@@ -412,17 +466,15 @@ class MetadataPartition:
             return
         try:
             for at, header in iter_batches(read.chunk):
-                if header.base_offset != self.applied or header.next_offset > self._limit():
-                    continue  # read before the state was built anew, or before this node stepped down
+                if header.base_offset != self._read or header.next_offset > self._limit():
+                    continue  # read before this node stepped down
+                records: list[MetadataRecord] = []
                 if not header.is_control:
-                    for record in decode_records(read.chunk, at, header):
-                        if record is not None:
-                            self.metadata.apply(decode(record[2]))
-                self.applied = header.next_offset
+                    rows = decode_records(read.chunk, at, header)
+                    records = [decode(row[2]) for row in rows if row is not None]
+                self._ahead.append((header.next_offset, records))
         except ZBrokerError as error:
             self._fail(error)
-            return
-        self._changed()
 
     def _fail(self, error: OSError | ZBrokerError) -> None:
         if not isinstance(error, ZBrokerError):

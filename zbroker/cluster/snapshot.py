@@ -1,0 +1,129 @@
+"""The metadata as bytes: everything that must survive when the log before it goes.
+
+Owns the form of a snapshot and what is refused when one is read: a damaged one, and one that a newer version wrote.
+Never decides when one is made, and never applies a record.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from zbroker.cluster.metadata import Metadata, TopicState
+from zbroker.cluster.records import FEATURE_LEVEL, NodeRegistered
+from zbroker.errors import DataDamaged, UnsupportedVersion
+from zbroker.log import envelope
+from zbroker.protocol.batch import Buffer
+
+MAGIC = b"ZBMS"
+
+
+class State(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of `Metadata` that records make; the others follow from them."""
+
+    cluster_id: str | None
+    cluster_name: str
+    feature_level: int
+    voters: dict[str, str]
+    nodes: list[NodeRegistered]
+    fenced: dict[str, str]
+    topics: list[TopicState]
+    next_producer_id: int
+    deletions: dict[str, str]
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The state that the records below an offset make, and the epoch of the last of them."""
+
+    offset: int
+    epoch: int
+    state: msgspec.Raw
+
+
+class _Level(msgspec.Struct):
+    """What is looked at before the rest is."""
+
+    feature_level: int
+
+
+_decode = msgspec.msgpack.Decoder(Snapshot).decode
+_decode_level = msgspec.msgpack.Decoder(_Level).decode
+_decode_state = msgspec.msgpack.Decoder(State).decode
+
+
+def seal(metadata: Metadata, offset: int, epoch: int) -> bytes:
+    """A snapshot as a file has it, with length and CRC around it.
+
+    Args:
+        offset: all below it is in the state.
+        epoch: of the record before it, -1 where there is none.
+    """
+    state = msgspec.Raw(msgspec.msgpack.encode(_state(metadata)))
+    return envelope.seal(MAGIC, msgspec.msgpack.encode(Snapshot(offset, epoch, state)))
+
+
+def unseal(data: bytes, path: str) -> tuple[Snapshot, Metadata]:
+    """What `seal` made.
+
+    Args:
+        path: where it comes from, for errors.
+
+    Raises:
+        DataDamaged: it is not whole.
+        UnsupportedVersion: a newer version wrote it.
+    """
+    body = envelope.unseal(MAGIC, data, path)
+    if body is None:
+        raise DataDamaged(f"{path} is damaged")
+    try:
+        snapshot = _decode(body)
+    except msgspec.MsgspecError:
+        raise DataDamaged(f"{path} is damaged") from None
+    return snapshot, _restore(snapshot.state, path)
+
+
+def copy(metadata: Metadata) -> Metadata:
+    """The same state, of which nothing is shared that changes."""
+    return _restore(msgspec.msgpack.encode(_state(metadata)), "the metadata")
+
+
+def _state(metadata: Metadata) -> State:
+    return State(
+        cluster_id=metadata.cluster_id,
+        cluster_name=metadata.cluster_name,
+        feature_level=metadata.feature_level,
+        voters=metadata.voters,
+        nodes=list(metadata.nodes.values()),
+        fenced=metadata.fenced,
+        topics=list(metadata.topics.values()),
+        next_producer_id=metadata.next_producer_id,
+        deletions=metadata.deletions,
+    )
+
+
+def _restore(data: Buffer, path: str) -> Metadata:
+    try:
+        level = _decode_level(data).feature_level
+        if level > FEATURE_LEVEL:
+            raise UnsupportedVersion(
+                f"{path} is of feature level {level}, and this version knows {FEATURE_LEVEL}; start the version "
+                "that wrote it, or a newer one"
+            )
+        state = _decode_state(data)
+    except msgspec.MsgspecError as error:
+        raise UnsupportedVersion(
+            f"{path} has something that this version does not understand ({error}); start the version that wrote it, "
+            "or a newer one"
+        ) from None
+    metadata = Metadata()
+    metadata.cluster_id = state.cluster_id
+    metadata.cluster_name = state.cluster_name
+    metadata.feature_level = state.feature_level
+    metadata.voters = state.voters
+    metadata.nodes = {node.node: node for node in state.nodes}
+    metadata.fenced = state.fenced
+    metadata.topics = {topic.topic_id: topic for topic in state.topics}
+    metadata.ids = {topic.name: topic.topic_id for topic in state.topics}
+    metadata.folded = {topic.name.lower(): topic.name for topic in state.topics}
+    metadata.next_producer_id = state.next_producer_id
+    metadata.deletions = state.deletions
+    return metadata
