@@ -201,3 +201,25 @@ def test_a_leader_without_a_majority_steps_down() -> None:
     assert not world.propose(leader)
     assert not heard
     assert world.controller is not None
+
+
+def test_when_each_was_heard() -> None:
+    world = World(2)
+    world.run(4 * TIMEOUT)
+    leader = world.controller
+    assert leader is not None
+    silent, other = (name for name in world.names if name != leader.name)
+    world.nodes[silent].frozen = True
+    since = world.now
+    world.run(800)
+    heard = leader.partition.heard
+    at = heard(other)
+    assert at is not None
+    assert at >= world.now - 200
+    at = heard(silent)
+    assert at is not None
+    assert at <= since
+    world.nodes[silent].stop(power=False)
+    world.nodes[silent].start()
+    assert heard(silent) is None, "not in this start"
+    assert world.nodes[other].partition.heard(silent) is None, "only the leader hears everyone"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zbroker.cluster.election import ElectionSettings
-from zbroker.cluster.quorum import FOLDER, MetadataPartition
+from zbroker.cluster.quorum import FOLDER, MetadataPartition, PeerStart
 from zbroker.cluster.records import MetadataRecord, ProducerIdsGranted
 from zbroker.errors import NotReady, ZBrokerError
 from zbroker.log import names
@@ -52,7 +52,7 @@ class Node:
         self.partition.open(world.now)
         for node in world.nodes.values():
             if node.up:
-                node.partition.set_incarnations(world.incarnations(), world.now)
+                node.partition.set_peers(world.starts(), world.now)
                 node.partition.on_back(self.name)
 
     def stop(self, *, power: bool) -> None:
@@ -175,8 +175,8 @@ class World:
         for node in self.nodes.values():
             node.start()
 
-    def incarnations(self) -> dict[str, int]:
-        return {node.name: node.incarnation for node in self.nodes.values()}
+    def starts(self) -> dict[str, PeerStart]:
+        return {node.name: PeerStart(node.incarnation, "") for node in self.nodes.values()}
 
     # What must be true ---
 

@@ -26,6 +26,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
+import msgspec
+
 from zbroker.cluster import snapshot
 from zbroker.cluster.ballot import Ballot, LoadBallot, SaveBallot
 from zbroker.cluster.election import Election, ElectionSettings
@@ -59,6 +61,13 @@ HEARTBEAT_MS = 100
 
 State = Literal["opening", "following", "replaying", "leading", "closing", "closed", "failed"]
 OnCommit = Callable[[ZBrokerError | None], None]
+
+
+class PeerStart(msgspec.Struct, frozen=True):
+    """A node's start that is up: which one, and on which disk, as the link to it was checked."""
+
+    incarnation: int
+    disk_id: str
 
 
 class Peers(Protocol):
@@ -109,7 +118,7 @@ class MetadataPartition:
         self._random = random
         self._settings = settings
         self._changed = changed
-        self._incarnations: Mapping[str, int] = {}
+        self._starts: Mapping[str, PeerStart] = {}
         self._ballot: Ballot | None = None
         self._waiting: deque[tuple[int, OnCommit]] = deque()
         self._ahead: deque[tuple[int, Sequence[MetadataRecord]]] = deque()
@@ -168,12 +177,22 @@ class MetadataPartition:
         self.state = "closing"
         self.replica.close()
 
-    def set_incarnations(self, incarnations: Mapping[str, int], now: int) -> None:
-        """Which start of each node is up, of all that keep the metadata: those are sent to and heard."""
+    def set_peers(self, peers: Mapping[str, PeerStart], now: int) -> None:
+        """Which start of each other node is up: those are sent to and heard."""
         self._now = now
-        self._incarnations = dict(incarnations)
+        self._starts = dict(peers)
         if self.replica.appointment is not None:
             self._appoint()
+
+    def set_incarnations(self, incarnations: Mapping[str, int], now: int) -> None:
+        """As `set_peers`, where the disks are not known."""
+        self.set_peers({node: PeerStart(start, "") for node, start in incarnations.items()}, now)
+
+    def heard(self, node: str) -> int | None:
+        """When this leader last heard a node in its present start, monotonic ms; None where it never did."""
+        leader = self.replica.leader
+        follower = None if leader is None else leader.followers.get(node)
+        return None if follower is None or not follower.answered else follower.heard_at
 
     # Decisions ---
 
@@ -350,7 +369,8 @@ class MetadataPartition:
             and self.replica.follower
         ):
             return  # the leader is silent, and still the only one whom this epoch can have
-        replicas = {**dict.fromkeys(self.voters, 0), **self._incarnations}
+        starts = {node: peer.incarnation for node, peer in self._starts.items()}
+        replicas = {**dict.fromkeys(self.voters, 0), **starts}
         self.replica.appoint(
             Appointment(
                 epoch=election.epoch, leader=election.leader, isr=self.voters, replicas=replicas

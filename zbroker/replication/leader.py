@@ -212,7 +212,6 @@ class Leader:
                 self._on_ok(node, follower, answer)
             case "behind" | "diverged":
                 if follower.state == "probing":
-                    follower.heard_at = self._now
                     self._agree(node, follower, answer.log_epoch, answer.end)
             case "gap":
                 self._on_gap(node, follower, answer)
@@ -226,6 +225,8 @@ class Leader:
                 follower.rebuilding = True
             case "stale":
                 self._wait(node, follower, RETRY_MS)
+        follower.heard_at = self._now
+        follower.answered = True
 
     def _on_ok(self, node: str, follower: Progress, answer: Appended) -> None:
         if follower.state == "waiting":
@@ -332,7 +333,6 @@ class Leader:
         follower.session += 1  # whatever is on its way of the old one, a read among it, is stale
         follower.reading = False
         follower.state = "waiting"
-        follower.heard_at = self._now
         follower.retry_at = self._now + delay
 
     def _release(self, node: str, follower: Progress) -> None:

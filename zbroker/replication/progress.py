@@ -28,6 +28,7 @@ class Progress(msgspec.Struct):
         catching_up: reads for this follower that use the link's budget: where each ends, -1 while it is not read.
         told: the high watermark that it acknowledged to know.
         sent_at, heard_at: when something was last sent, and last heard; ms, monotonic.
+        answered: it was heard at all, in this start.
         retry_at: when a waiting follower is tried again. `gap_at`: when it last missed something.
         full: its disk is full. `rebuilding`: it has to discard what counts as committed, once it is out of the ISR.
         caught_up_at: when it last had all that the leader had.
@@ -48,6 +49,7 @@ class Progress(msgspec.Struct):
     told: int = -1
     sent_at: int = 0
     heard_at: int = 0
+    answered: bool = False
     retry_at: int = 0
     gap_at: int = -1000
     full: bool = False
