@@ -132,7 +132,9 @@ class Vote(PeerMessage, tag="vote"):
 
 # Replication ---
 
-Status = Literal["ok", "behind", "diverged", "gap", "not_ready", "stale", "full", "rebuild"]
+Status = Literal[
+    "ok", "ready", "behind", "diverged", "gap", "not_ready", "stale", "full", "rebuild"
+]
 
 
 class Append(PeerMessage, tag="append", kw_only=True):
@@ -151,7 +153,7 @@ class Append(PeerMessage, tag="append", kw_only=True):
         metadata: offset of the metadata record that appointed the leader.
         epochs: the leader's epochs that begin within the batches or at either end of them: (epoch, start offset).
         position: bytes of batches sent in this session before this message.
-        stamp: the leader's clock, which the answer echoes: what it shows was true after this was sent.
+        stamp: a number that only grows, which the answer echoes: what it shows was true after this was sent.
     """
 
     topic_id: str = METADATA
@@ -181,7 +183,7 @@ class Appended(PeerMessage, tag="appended", kw_only=True):
             base. `diverged`: the record before the base is another; the follower's newest epoch at or below the
             probe's is `log_epoch`, which ends at `end`. `gap`: messages were lost; the session is over. `not_ready`:
             the follower does not know of the appointment yet. `stale`: it knows a newer epoch, `log_epoch`. `full`:
-            its disk is full. `rebuild`: it cannot go on without discarding records from `end` on that count as
+            its disk is full. `ready`: of no session; it knows of the appointment now. `rebuild`: it cannot go on without discarding records from `end` on that count as
             committed.
         written: all below it is in the follower's log, `flushed` on its disk.
         begun: newest epoch whose beginning is on the follower's disk.

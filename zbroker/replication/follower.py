@@ -85,6 +85,7 @@ class Follower:
         self._received = 0
         self._probe: Append | None = None
         self._reported = (-1, -1, -1)
+        self._stamp = 0
         self._moving_start = False
 
     # Messages ---
@@ -92,6 +93,7 @@ class Follower:
     def on_append(self, message: Append, batches: Sequence[Frame]) -> None:
         """The leader sends, or asks."""
         assert message.epoch == self.epoch, (message.epoch, self.epoch)
+        self._stamp = max(self._stamp, message.stamp)
         if message.session < self._session or self.state == "truncating":
             return
         if message.probe:
@@ -271,6 +273,6 @@ class Follower:
                 flushed=log.flushed_offset if agreed else 0,
                 begun=self._begun if agreed else -1,
                 limit=self._received - log.pending_bytes + WINDOW,
-                high_watermark=self.high_watermark,
+                high_watermark=self.high_watermark, stamp=self._stamp,
             )
         )  # fmt: skip

@@ -19,6 +19,7 @@ streaming  `gap`                           probing    a new session, at the foll
 streaming  `gap` again at once             waiting    the same after `RETRY_MS`
 streaming  no answer for `RESEND_MS`       probing    a new session, at what was acknowledged
 any        `not_ready`                     waiting    probes again after `RETRY_MS`, or when the metadata grew
+waiting    `ready`                         probing    the follower knows of the appointment now
 any        `full`                          waiting    probes again after `FULL_MS`
 any        `rebuild`                       waiting    out of the ISR with it; then a probe that allows the rebuild
 any        `stale`                         any        `deposed` is set: the owner waits for the metadata that say so
@@ -144,6 +145,7 @@ class Leader:
         self._send = send
         self._budgets = budgets
         self._now = now
+        self._stamp = 0
 
     # Who follows ---
 
@@ -200,13 +202,15 @@ class Leader:
         if answer.status == "stale" and answer.log_epoch > self.epoch:
             self.deposed = max(self.deposed, answer.log_epoch)
         follower = self.followers.get(node)
-        if (
-            follower is None
-            or follower.incarnation != incarnation
-            or answer.epoch != self.epoch
-            or answer.session != follower.session
-        ):
+        if follower is None or follower.incarnation != incarnation or answer.epoch != self.epoch:
             return
+        if answer.status == "ready":
+            if follower.state == "waiting" and not (follower.full or follower.rebuilding):
+                self._begin_session(node, follower.next)
+            return
+        if answer.session != follower.session:
+            return
+        follower.stamp = max(follower.stamp, answer.stamp)
         match answer.status:
             case "ok":
                 self._on_ok(node, follower, answer)
@@ -297,6 +301,34 @@ class Leader:
                 self._send_append(node, follower, [], follower.next)
             elif follower.state != "streaming" and now - follower.sent_at >= REMIND_MS:
                 self._begin_session(node, follower.next)
+
+    def announce(self, now: int) -> None:
+        """Tells every follower the high watermark at once, where it is news."""
+        self._now = max(self._now, now)
+        for node, follower in self.followers.items():
+            if follower.state == "streaming" and follower.told < self.high_watermark:
+                self._send_append(node, follower, [], follower.next)
+
+    def confirm(self, now: int) -> int:
+        """Asks the in-sync replicas whether they still follow; `confirmed` grows to the number once all have said so.
+
+        Whoever is appointed in this leader's place is one of them, and can commit only once all of them follow it: so
+        what this leader knew when it asked was still the newest.
+        """
+        self._now = max(self._now, now)
+        self._stamp += 1
+        for node, follower in self.followers.items():
+            if self._counts(node) and follower.state == "streaming":
+                self._send_append(node, follower, [], follower.next)
+        return self._stamp
+
+    @property
+    def confirmed(self) -> int:
+        """Up to which number of `confirm` all other in-sync replicas have answered."""
+        others = [node for node in {*self.isr, *self.pending} if node != self.settings.node]
+        if not all(node in self.followers for node in others):
+            return -1
+        return min((self.followers[node].stamp for node in others), default=self._stamp)
 
     def _is_unanswered(self, follower: Progress) -> bool:
         durable = follower.durable(flushed=self.settings.flushed)
@@ -435,7 +467,7 @@ class Leader:
             begins=probe and base == log.first_offset,
             rebuild=probe and follower.rebuilding and not self._counts(node),
             high_watermark=self.high_watermark, log_start=log.start_offset, metadata=self._metadata,
-            epochs=log.epochs_between(base, following), position=follower.sent,
+            epochs=log.epochs_between(base, following), position=follower.sent, stamp=self._stamp,
         )  # fmt: skip
         follower.next = following
         self.sent_beyond = max(self.sent_beyond, following)

@@ -27,6 +27,7 @@ class Progress(msgspec.Struct):
         reading: a catch-up read is under way.
         catching_up: reads for this follower that use the link's budget: where each ends, -1 while it is not read.
         told: the high watermark that it acknowledged to know.
+        stamp: the newest stamp that it echoed.
         sent_at, heard_at: when something was last sent, and last heard; ms, monotonic.
         answered: it was heard at all, in this start.
         retry_at: when a waiting follower is tried again. `gap_at`: when it last missed something.
@@ -47,6 +48,7 @@ class Progress(msgspec.Struct):
     reading: bool = False
     catching_up: deque[int] = msgspec.field(default_factory=deque)
     told: int = -1
+    stamp: int = 0
     sent_at: int = 0
     heard_at: int = 0
     answered: bool = False

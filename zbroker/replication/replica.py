@@ -166,6 +166,12 @@ class Replica:
                 epoch=appointed.epoch, send=lambda answer: self._answer(leader, answer),
                 known=min(self._high_watermark, self.log.end_offset), unclean=appointed.unclean,
             )  # fmt: skip
+            settings = self.settings
+            ready = Appended(
+                topic_id=settings.topic_id, partition=settings.partition, epoch=appointed.epoch,
+                session=-1, status="ready",
+            )  # fmt: skip
+            self._answer(leader, ready)
 
     def _end_role(self) -> None:
         self._high_watermark = self.high_watermark
