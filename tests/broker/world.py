@@ -66,6 +66,16 @@ class Transport:
         return 1
 
 
+class NoPeers:
+    """A cluster of one."""
+
+    def send(self, node: str, lane: str, frames: Sequence[Buffer]) -> None:
+        raise AssertionError(f"there is no {node}")
+
+    def connect(self, node: str, host: str, port: int) -> None:
+        raise AssertionError(f"there is no {node}")
+
+
 class World:
     """A broker, its disk, and time."""
 
@@ -101,8 +111,8 @@ class World:
             lambda done: self.broker.on_event(done, self.now),
         )
         self.broker = Broker(
-            self.settings, storage=self.storage, transport=self.transport,
-            fresh_id=lambda: f"{next(self.fresh):032x}",
+            self.settings, storage=self.storage, transport=self.transport, peers=NoPeers(),
+            random=self.rng.random, fresh_id=lambda: f"{next(self.fresh):032x}",
             report=lambda event, **facts: self.reports.append((event, facts)),
         )  # fmt: skip
         self.broker.start(self.now, self.wall)
@@ -210,10 +220,11 @@ class World:
         assert self.asked <= answered, self.asked - answered
         assert all(len(replies) == 1 for replies in self.transport.replies.values())
         broker = self.broker
-        assert broker._budget.used == 0, broker._budget.used
+        budget, ledger = broker.keeper.budget, broker.keeper.ledger
+        assert budget.used == 0, budget.used
         assert broker._in_flight_total == 0, broker._in_flight
         assert not broker._in_flight
-        assert broker._ledger.idle, vars(broker._ledger)
+        assert ledger.idle, vars(ledger)
 
 
 def batch(values: Sequence[bytes], producer: tuple[int, int, int] | None = None) -> bytearray:

@@ -1,174 +1,234 @@
-"""The desk for topics: describes them, and takes the controller's decisions through the metadata log.
+"""The desk for what clients ask of the cluster: describes it, and takes their requests to the controller and back.
 
-Owns who waits for a decision to be committed and carried out here. Never opens or deletes a log itself.
+Owns who waits for a decision to be carried out here. Never decides, and never opens or deletes a log itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from zbroker.broker.metadata_log import MetadataLog
-from zbroker.broker.ports import BrokerSettings, Conversation, FreshId
-from zbroker.cluster import controller
+import msgspec
+
+from zbroker.broker.control import Answer
+from zbroker.broker.keeper import Keeper
+from zbroker.broker.petitions import Petitions
+from zbroker.broker.ports import Conversation, Replier
 from zbroker.cluster.metadata import TopicState
-from zbroker.cluster.records import MetadataRecord, TopicAltered, TopicCreated
-from zbroker.errors import InvalidSetting, UnknownTopic, ZBrokerError
+from zbroker.cluster.quorum import MetadataPartition
+from zbroker.errors import UnknownTopic, ZBrokerError
 from zbroker.protocol import frames as wire
-from zbroker.protocol.batch import Buffer
 from zbroker.protocol.messages import (
     AlterTopic,
     AlterTopicReply,
+    ChangeVoters,
+    ChangeVotersReply,
     CreateTopic,
     CreateTopicReply,
     DeleteTopic,
     DeleteTopicReply,
+    DrainNode,
+    DrainNodeReply,
+    InitProducer,
+    InitProducerReply,
     Metadata,
     MetadataReply,
+    MovePartitions,
+    MovePartitionsReply,
     Node,
     Partition,
     Reply,
     Topic,
 )
-from zbroker.units import format_size
+from zbroker.protocol.peers import ControllerRequest, GrantProducerIds
 
-Decided = Callable[[str, str], None]
-"""Carries out what was committed about a topic (id, name)."""
-IsOpening = Callable[[str], bool]
-"""Whether partitions of a topic (id) are still being opened."""
-MakeReply = Callable[[int, Topic], Reply]
+ADMIN_MS = 10_000
+"""How long a client's request waits for the controller before its outcome is unknown."""
+OPENING_MS = 5_000
+"""How long it then waits for the partitions led here to take records."""
+
+TopicReply = type[CreateTopicReply] | type[AlterTopicReply] | type[MovePartitionsReply]
+
+
+class _Opening(msgspec.Struct):
+    """Somebody who waits until a topic's partitions take records here."""
+
+    to: Conversation
+    name: str
+    topic_id: str
+    reply: TopicReply
+    deadline: int
 
 
 class AdminDesk:
-    """Takes topics from request to reply."""
+    """Takes clients' requests about the cluster from request to reply."""
 
     def __init__(
         self,
-        log: MetadataLog,
-        settings: BrokerSettings,
-        reply: Callable[[Conversation, Reply, Buffer | None], None],
-        decided: Decided,
-        is_opening: IsOpening,
-        fresh_id: FreshId,
+        node: str,
+        metadata: MetadataPartition,
+        petitions: Petitions,
+        keeper: Keeper,
+        reply: Replier,
     ) -> None:
-        self._log = log
-        self._settings = settings
+        self._node = node
+        self._metadata = metadata
+        self._petitions = petitions
+        self._keeper = keeper
         self._reply = reply
-        self._decided = decided
-        self._is_opening = is_opening
-        self._fresh_id = fresh_id
-        self._opening: dict[str, list[tuple[Conversation, MakeReply]]] = {}
-        """Who waits until a topic's partitions take records, by topic id."""
+        self._opening: list[_Opening] = []
+        self._producer_ids = range(0)
+
+    # What is known ---
 
     def describe(self, to: Conversation, request: Metadata) -> None:
         """Answers with the cluster, and the topics asked for."""
-        state = self._log.metadata
+        state = self._metadata.metadata
         if request.topics is None:
             topics = [describe_topic(topic) for topic in state.topics.values()]
         else:
             topics = [self._named(name) for name in dict.fromkeys(request.topics)]
         reply = MetadataReply(
             id=to.id, cluster=state.cluster_id or "", cluster_name=state.cluster_name,
-            version=self._log.committed, controller=self._settings.node, topics=topics,
+            version=self._metadata.applied - 1, controller=self._metadata.leader, topics=topics,
             nodes=[
-                Node(name=node.node, host=node.host, port=node.port, rack=node.rack)
+                Node(
+                    name=node.node, host=node.host, port=node.port, rack=node.rack,
+                    alive=state.is_up(node.node), voter=node.node in state.voters,
+                )
                 for node in state.nodes.values()
             ],
         )  # fmt: skip
-        self._reply(to, reply, None)
+        self._reply(to, reply)
 
-    def create_topic(self, to: Conversation, request: CreateTopic, wall: int) -> None:
-        """Makes a topic; answers once its partitions take records."""
-        records = controller.create_topic(
-            self._log.metadata,
-            name=request.name,
-            given=request.settings,
-            defaults=self._settings.topic_defaults,
-            topic_id=self._fresh_id(),
-            request_id=request.request_id,
-        )
-        self._check_fits(records)
-        self._change(to, request.name, records, wall, _created)
+    def _named(self, name: str) -> Topic:
+        topic = self._metadata.metadata.topic_named(name)
+        if topic is None:
+            return Topic(name=name, error=UnknownTopic.code)
+        return describe_topic(topic)
 
-    def alter_topic(self, to: Conversation, request: AlterTopic, wall: int) -> None:
-        """Changes a topic; answers once new partitions take records."""
-        records = controller.alter_topic(
-            self._log.metadata, name=request.name, topic_id=request.topic_id, given=request.settings
-        )
-        self._check_fits(records)
-        self._change(to, request.name, records, wall, _altered)
+    # What the controller decides ---
 
-    def delete_topic(self, to: Conversation, request: DeleteTopic, wall: int) -> None:
+    def create_topic(self, to: Conversation, request: CreateTopic, now: int) -> None:
+        """Makes a topic; answers once its partitions here take records."""
+        self._change(to, request, request.name, CreateTopicReply, now)
+
+    def alter_topic(self, to: Conversation, request: AlterTopic, now: int) -> None:
+        """Changes a topic; answers once new partitions here take records."""
+        self._change(to, request, request.name, AlterTopicReply, now)
+
+    def move_partitions(self, to: Conversation, request: MovePartitions, now: int) -> None:
+        """Gives partitions other replicas; answers once that is committed."""
+        self._change(to, request, request.name, MovePartitionsReply, now)
+
+    def delete_topic(self, to: Conversation, request: DeleteTopic, now: int) -> None:
         """Deletes a topic; answers once that cannot be undone."""
-        metadata = self._log.metadata
-        records = controller.delete_topic(
-            metadata, name=request.name, topic_id=request.topic_id, request_id=request.request_id
-        )
-        topic_id = metadata.ids[request.name] if records else metadata.deletions[request.request_id]
 
-        def committed(error: ZBrokerError | None) -> None:
-            if error is not None:
-                self._reply(to, wire.error_reply(error, to.id), None)
-                return
-            if records:
-                self._decided(topic_id, request.name)
-                gone = UnknownTopic(f"topic {request.name!r} was deleted")
-                for waiting, _ in self._opening.pop(topic_id, []):
-                    self._reply(waiting, wire.error_reply(gone, waiting.id), None)
-            self._reply(to, DeleteTopicReply(id=to.id, topic_id=topic_id), None)
+        def done(answer: Answer) -> Reply:
+            return DeleteTopicReply(id=to.id, topic_id=answer.result["topic_id"])
 
-        self._log.propose(records, committed, wall)
+        self._ask(to, request, done, now)
 
-    def _check_fits(self, records: Sequence[MetadataRecord]) -> None:
-        """That the batches of a topic fit into the frames that this node takes."""
-        limit = self._settings.batch_max
-        for record in records:
-            if (
-                isinstance(record, TopicCreated | TopicAltered)
-                and record.settings.max_batch > limit
-            ):
-                raise InvalidSetting(
-                    f"max_batch: found {format_size(record.settings.max_batch)}, expected at most "
-                    f"{format_size(limit)}: a batch has to fit into a frame (limits: frame)",
-                    setting="max_batch",
-                )
+    def drain_node(self, to: Conversation, request: DrainNode, now: int) -> None:
+        """Takes a node's leaderships away; answers with what nobody else can lead."""
 
-    def partition_opened(self, topic_id: str) -> None:
-        """A partition takes records; with the last one, those who made the topic are told."""
-        if topic_id in self._opening and not self._is_opening(topic_id):
-            topic = describe_topic(self._log.metadata.topics[topic_id])
-            for to, make_reply in self._opening.pop(topic_id):
-                self._reply(to, make_reply(to.id, topic), None)
+        def done(_: Answer) -> Reply:
+            topics = self._metadata.metadata.topics.values()
+            leading = sum(
+                partition.leader == request.node
+                for topic in topics
+                for partition in topic.partitions
+            )
+            return DrainNodeReply(id=to.id, leading=leading)
+
+        self._ask(to, request, done, now)
+
+    def change_voters(self, to: Conversation, request: ChangeVoters, now: int) -> None:
+        """Changes who votes; answers once that is committed."""
+
+        def done(_: Answer) -> Reply:
+            return ChangeVotersReply(id=to.id, voters=sorted(self._metadata.metadata.voters))
+
+        self._ask(to, request, done, now)
+
+    def init_producer(self, to: Conversation, _: InitProducer, now: int) -> None:
+        """Gives a producer id out of this node's block, or of the next."""
+        if self._producer_ids:
+            self._reply(to, self._next_producer_id(to))
+            return
+
+        def granted(answer: Answer) -> Reply:
+            first, count = answer.result["first"], answer.result["count"]
+            self._producer_ids = self._producer_ids or range(first, first + count)
+            return self._next_producer_id(to)
+
+        self._ask(to, GrantProducerIds(), granted, now)
+
+    def _next_producer_id(self, to: Conversation) -> InitProducerReply:
+        number, self._producer_ids = self._producer_ids[0], self._producer_ids[1:]
+        return InitProducerReply(id=to.id, producer_id=number, producer_epoch=0)
+
+    def _ask(
+        self,
+        to: Conversation,
+        request: ControllerRequest,
+        make_reply: Callable[[Answer], Reply],
+        now: int,
+    ) -> None:
+        def done(answer: Answer) -> None:
+            if answer.error is not None:
+                self._refuse(to, answer.error)
+            else:
+                self._reply(to, make_reply(answer))
+
+        self._petitions.ask(request, done, now, timeout=ADMIN_MS)
 
     def _change(
         self,
         to: Conversation,
+        request: CreateTopic | AlterTopic | MovePartitions,
         name: str,
-        records: Sequence[MetadataRecord],
-        wall: int,
-        make_reply: MakeReply,
+        reply: TopicReply,
+        now: int,
     ) -> None:
-        def committed(error: ZBrokerError | None) -> None:
-            topic = self._log.metadata.topic_named(name)
-            if error is None and topic is None:
-                error = UnknownTopic(f"topic {name!r} was deleted in the meantime")
-            if error is not None:
-                self._reply(to, wire.error_reply(error, to.id), None)
-                return
-            assert topic is not None
-            if records:
-                self._decided(topic.topic_id, name)
-            if self._is_opening(topic.topic_id):
-                self._opening.setdefault(topic.topic_id, []).append((to, make_reply))
+        def done(answer: Answer) -> None:
+            topic = self._metadata.metadata.topic_named(name)
+            if answer.error is not None:
+                self._refuse(to, answer.error)
+            elif topic is None:
+                self._refuse(to, UnknownTopic(f"topic {name!r} was deleted in the meantime"))
             else:
-                self._reply(to, make_reply(to.id, describe_topic(topic)), None)
+                waiting = _Opening(to, name, topic.topic_id, reply, now + ADMIN_MS + OPENING_MS)
+                self._opening.append(waiting)
+                self.look(now)
 
-        self._log.propose(records, committed, wall)
+        self._petitions.ask(request, done, now, timeout=ADMIN_MS)
 
-    def _named(self, name: str) -> Topic:
-        topic = self._log.metadata.topic_named(name)
-        if topic is None:
-            return Topic(name=name, error=UnknownTopic.code)
-        return describe_topic(topic)
+    # Who waits for partitions to take records here ---
+
+    def look(self, now: int) -> None:
+        """Partitions or metadata changed, or time passed: answers whoever waited for that."""
+        if not self._opening:
+            return
+        waiting, self._opening = self._opening, []
+        for each in waiting:
+            topic = self._metadata.metadata.topics.get(each.topic_id)
+            if topic is None:
+                self._refuse(each.to, UnknownTopic(f"topic {each.name!r} was deleted"))
+            elif now < each.deadline and self._is_opening(topic):
+                self._opening.append(each)
+            else:
+                self._reply(each.to, each.reply(id=each.to.id, topic=describe_topic(topic)))
+
+    def _is_opening(self, topic: TopicState) -> bool:
+        for number, state in enumerate(topic.partitions):
+            if state.leader == self._node:
+                partition = self._keeper.find(topic.topic_id, number)
+                if partition is None or not (partition.leads or partition.replica.resigned):
+                    return True
+        return False
+
+    def _refuse(self, to: Conversation, error: ZBrokerError) -> None:
+        self._reply(to, wire.error_reply(error, to.id))
 
 
 def describe_topic(topic: TopicState) -> Topic:
@@ -188,11 +248,3 @@ def describe_topic(topic: TopicState) -> Topic:
             for number, state in enumerate(topic.partitions)
         ],
     )
-
-
-def _created(correlation: int, topic: Topic) -> Reply:
-    return CreateTopicReply(id=correlation, topic=topic)
-
-
-def _altered(correlation: int, topic: Topic) -> Reply:
-    return AlterTopicReply(id=correlation, topic=topic)

@@ -1,18 +1,24 @@
 """One node: takes every message to the machine that owns it, and keeps those machines going.
 
-Owns the node's life, its partitions and its limits on what clients may have in flight. Never knows a socket, a file or
-a clock: time comes with each call (`now` monotonic and `wall` since the epoch, both in milliseconds).
+Owns the node's life, and its limits on what clients may have in flight. Never knows a socket, a file or a clock: time
+comes with each call (`now` monotonic and `wall` since the epoch, both in milliseconds).
 
 ========== ========================================= ========== ======================================================
 state      on                                        next       effect
 ========== ========================================= ========== ======================================================
-starting   the metadata log is ready                 starting   forms the cluster if there is none, registers the node
-starting   the registration is committed             starting   opens every partition that this node keeps
-starting   every partition leads                     serving    requests are taken
-serving    stop                                      stopping   new records are refused, what pends is finished
-stopping   every log is closed                       stopped    the process may end
+starting   the disk's cluster is known or formed     starting   takes part in the metadata
+starting   the cluster is formed in the metadata     starting   asks the controller to register this start
+starting   the registration is applied               starting   opens every partition that this node keeps
+starting   every partition has taken up its role     serving    requests are taken
+serving    it is fenced: it was silent for too long  serving    asks to be registered again
+serving    stop                                      leaving    asks that others lead what it leads
+leaving    others lead, or nobody answers            stopping   finishes what only it can lead, and says that it stops
+stopping   that is committed, or nobody answers      closing    closes the partitions, then the metadata
+closing    every log is closed                       stopped    the process may end
 any        a log is broken beyond use                failed     the process must end; `error` says why
 ========== ========================================= ========== ======================================================
+
+A node without others, and one that is not registered, goes from `stop` straight to `closing`.
 """
 
 from __future__ import annotations
@@ -21,25 +27,35 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from zbroker.broker.admin import AdminDesk
-from zbroker.broker.limits import Budget, ReadLedger
-from zbroker.broker.metadata_log import MetadataLog
-from zbroker.broker.partition import TOPICS_FOLDER, Partition
-from zbroker.broker.ports import BrokerSettings, Conversation, FreshId, Report, Transport
-from zbroker.cluster import controller, membership
-from zbroker.cluster.metadata import TopicState
+from zbroker.broker.control import Answer, ControllerDesk
+from zbroker.broker.keeper import Keeper
+from zbroker.broker.mesh import Mesh
+from zbroker.broker.partition import Partition
+from zbroker.broker.petitions import Petitions
+from zbroker.broker.ports import (
+    BrokerSettings,
+    Conversation,
+    FreshId,
+    PeerLinks,
+    Report,
+    Transport,
+)
+from zbroker.cluster import controller
+from zbroker.cluster.election import ElectionSettings
+from zbroker.cluster.formation import Formation, LoadIdentity, SaveIdentity
+from zbroker.cluster.metadata import Metadata as ClusterMetadata
+from zbroker.cluster.quorum import FOLDER, MetadataPartition, PeerStart
 from zbroker.errors import (
     ClusterMismatch,
-    DataFolderError,
-    InvalidRequest,
     MalformedMessage,
     MessageTooLarge,
+    NotLeader,
     NotReady,
     Overloaded,
     UnknownPartition,
     UnsupportedVersion,
     ZBrokerError,
 )
-from zbroker.log.delete import delete_folder
 from zbroker.log.storage import Completion, Storage
 from zbroker.protocol import frames as wire
 from zbroker.protocol.batch import Buffer
@@ -57,8 +73,6 @@ from zbroker.protocol.messages import (
     Hello,
     HelloReply,
     InitProducer,
-    InitProducerReply,
-    Message,
     Metadata,
     MovePartitions,
     Offsets,
@@ -70,10 +84,29 @@ from zbroker.protocol.messages import (
     Status,
     StatusReply,
 )
+from zbroker.protocol.peers import (
+    METADATA,
+    Append,
+    Appended,
+    Decided,
+    Form,
+    Forward,
+    Gone,
+    Greeting,
+    Leave,
+    Register,
+    Vote,
+    VoteRequest,
+)
 
-State = Literal["starting", "serving", "stopping", "stopped", "failed"]
+State = Literal["starting", "serving", "leaving", "stopping", "closing", "stopped", "failed"]
 
+TICK_MS = 100
 SECOND = 1000
+WAITING_MS = 5000
+"""How often a node that waits for others to start says for what."""
+LEAVE_MS = 3000
+"""How long each step of leaving waits for the controller."""
 
 
 class Broker:
@@ -85,76 +118,115 @@ class Broker:
         *,
         storage: Storage,
         transport: Transport,
+        peers: PeerLinks,
         fresh_id: FreshId,
+        random: Callable[[], float],
         report: Report,
     ) -> None:
+        """
+        Args:
+            random: from 0 to 1, the latter excluded.
+        """
         self.settings = settings
         self.state: State = "starting"
         self.error: ZBrokerError | None = None
-        self.log = MetadataLog(storage)
-        self.partitions: dict[str, dict[int, Partition]] = {}
-        """Partitions that this node keeps, by topic id and number."""
-        self._storage = storage
+        self.mesh = Mesh(settings, peers, changed=self._peer_changed)
+        self.formation = Formation(
+            settings.node, settings.disk_id, settings.voters, storage=storage,
+            send=self.mesh.send, fresh_id=fresh_id,
+        )  # fmt: skip
+        self.keeper = Keeper(
+            settings, storage=storage, transport=transport, mesh=self.mesh, reply=self.reply,
+            report=report, changed=self._partition_changed,
+        )  # fmt: skip
+        self.quorum = MetadataPartition(
+            settings.node, (), disk_id=settings.disk_id, storage=storage, peers=self.mesh,
+            random=random, settings=ElectionSettings(settings.session_timeout),
+            changed=lambda: None,
+        )  # fmt: skip
+        self.control = ControllerDesk(
+            settings, self.quorum, self.mesh, fresh_id=fresh_id, report=report,
+            identity=lambda: self.formation.identity,
+        )  # fmt: skip
+        self.petitions = Petitions(settings.node, self.quorum, self.control, self.mesh)
+        self.admin = AdminDesk(settings.node, self.quorum, self.petitions, self.keeper, self.reply)
         self._transport = transport
-        self._fresh_id = fresh_id
         self._report = report
-        self._owners: dict[str, Partition] = {}
-        """Partitions by their log's folder: where completions go."""
-        self._budget = Budget(settings.memory_max // 2)
-        self._ledger = ReadLedger(
-            unread=transport.unread, per_client=settings.unread_max, total=settings.memory_max // 2
-        )
         self._in_flight: dict[bytes, int] = {}
         """Unanswered requests by client."""
         self._in_flight_total = 0
-        self._producer_ids = range(0)
-        self._registered = False
-        self._unopened = 0
-        self._started_at = 0
-        self._wall = 0
-        self._next_beacon = 0
-        self._next_second = 0
-        self._admin = AdminDesk(
-            self.log, settings, self.reply, self._decided, self._is_opening, fresh_id
-        )
+        self._registering = False
+        self._following = False
+        """The metadata have this start registered and up: partitions are opened and appointed."""
+        self._refollow: dict[str, None] = {}
+        """Topics that could not be followed when they changed."""
+        self._seen: tuple[int, str | None, bool] = (-1, None, False)
+        self._leaving: Literal["", "asked", "left"] = ""
+        self._started_at = self._now = self._wall = 0
+        self._next_tick = self._next_beacon = self._next_second = self._next_word = 0
         self._handlers: dict[type[Any], Callable[..., None]] = {
             Produce: self._produce,
             Fetch: self._fetch,
             Offsets: self._offsets,
             DeleteRecords: self._delete_records,
-            InitProducer: self._init_producer,
             Hello: self._hello,
-            Metadata: self._metadata,
             Stats: self._stats,
             Status: self._status,
-            CreateTopic: self._create_topic,
-            AlterTopic: self._alter_topic,
-            DeleteTopic: self._delete_topic,
-            MovePartitions: self._of_several_nodes,
-            DrainNode: self._of_several_nodes,
-            ChangeVoters: self._of_several_nodes,
+            Metadata: lambda to, request, _, __: self.admin.describe(to, request),
+            InitProducer: self._ask_admin(self.admin.init_producer),
+            CreateTopic: self._ask_admin(self.admin.create_topic),
+            AlterTopic: self._ask_admin(self.admin.alter_topic),
+            DeleteTopic: self._ask_admin(self.admin.delete_topic),
+            MovePartitions: self._ask_admin(self.admin.move_partitions),
+            DrainNode: self._ask_admin(self.admin.drain_node),
+            ChangeVoters: self._ask_admin(self.admin.change_voters),
         }
+
+    # What others may know ---
+
+    @property
+    def metadata(self) -> ClusterMetadata:
+        """The committed metadata, as far as they are applied here."""
+        return self.quorum.metadata
+
+    @property
+    def partitions(self) -> dict[str, dict[int, Partition]]:
+        """Partitions that this node keeps, by topic id and number."""
+        return self.keeper.kept
+
+    @property
+    def due(self) -> int | None:
+        """When `on_tick` is wanted before the usual 100 ms, monotonic ms."""
+        return self.quorum.due
 
     # Life ---
 
     def start(self, now: int, wall: int) -> None:
         """Begins to read the logs; the state says when the node serves."""
-        self._started_at, self._wall = now, wall
-        self.log.open()
+        self._started_at, self._now, self._wall = now, now, wall
+        self._next_word = now + 1000
+        self.formation.open()
 
     def stop(self) -> None:
         """Begins to stop in order; the state says when all is flushed and closed."""
-        if self.state in ("starting", "serving"):
+        if self.state not in ("starting", "serving"):
+            return
+        alone = not self.mesh.peers or not self._following
+        if alone:
             self.state = "stopping"
-            for partition in self._owners.values():
-                partition.stop()
-            self._settle()
+            self._leaving = "left"
+            self.keeper.stop(self.keeper, self._now)
+        else:
+            self.state = "leaving"
+            leave = Leave(incarnation=self.settings.incarnation)
+            self.petitions.ask(leave, self._handed_over, self._now, timeout=LEAVE_MS)
+        self._settle()
 
     # Messages ---
 
     def on_message(self, client: bytes, frames: Sequence[Frame], now: int, wall: int) -> None:
         """A request from a client; whatever it holds, at most one reply comes of it."""
-        self._wall = wall
+        self._now, self._wall = now, wall
         to = Conversation(client, False, 0)
         try:
             incoming = wire.split(frames)
@@ -182,14 +254,14 @@ class Broker:
     def on_subscribe(self, subject: bytes) -> None:
         """Somebody subscribed: a beacon at once saves the newcomer the wait for the next."""
         topic, _, number = subject.decode("utf-8", "replace").rstrip("/").rpartition("/")
-        state = self.log.metadata.topic_named(topic)
+        state = self.metadata.topic_named(topic)
         if state is not None and number.isdigit():
             partition = self.partitions.get(state.topic_id, {}).get(int(number))
             if partition is not None:
                 partition.beacon()
 
     def _take(self, to: Conversation, request: Request, bodies: Sequence[Frame], now: int) -> None:
-        if self.state not in ("serving", "stopping"):
+        if self.state == "starting":
             raise NotReady("the node is starting; try again in a moment")
         largest = max(map(len, bodies), default=0)
         if largest > self.settings.frame_max:
@@ -219,183 +291,294 @@ class Broker:
             if not silent:
                 self.reply(to, wire.error_reply(error, to.id))
 
+    # Peers ---
+
+    def on_peer(self, frames: Sequence[Frame], now: int, wall: int) -> None:
+        """A message from another node."""
+        self._now, self._wall = now, wall
+        received = self.mesh.receive(frames, now)
+        if received is None:
+            return
+        sender, incarnation, message, batches = received
+        match message:
+            case Append(topic_id=topic_id) if topic_id != METADATA:
+                self.keeper.on_append(sender, message, batches, now)
+                return
+            case Appended(topic_id=topic_id) if topic_id != METADATA:
+                self.keeper.on_appended(sender, incarnation, message, now)
+                return
+            case Append():
+                self.quorum.on_append(sender, message, batches, now)
+            case Appended():
+                self.quorum.on_appended(sender, incarnation, message, now)
+            case VoteRequest():
+                self.quorum.on_vote_request(sender, message, now)
+            case Vote():
+                self.quorum.on_vote(sender, message, now)
+            case Greeting():
+                self.formation.on_greeting(sender, self.mesh.peers[sender].cluster, message)
+            case Form():
+                self.formation.on_form(sender, message)
+            case Gone():
+                self.control.on_gone(sender, message.nodes, now)
+            case Forward():
+                self.petitions.take(sender, message, wall)
+            case Decided():
+                self.petitions.on_decided(message)
+        self._settle()
+
+    def on_link(self, node: str, event: Literal["gone", "up"], now: int) -> None:
+        """A node's own port refused this node's connect (its process is gone), or takes one again."""
+        self._now = now
+        self.mesh.on_link(node, event)
+        if event == "gone":
+            self.quorum.on_gone(node, now)
+            self._tell_gone()
+        self._settle()
+
+    def _peer_changed(self, node: str) -> None:
+        """A peer is linked, or in another start."""
+        starts = {
+            name: PeerStart(peer.incarnation, peer.greeting.disk_id)
+            for name, peer in self.mesh.peers.items()
+            if peer.linked and peer.greeting is not None
+        }
+        self.quorum.set_peers(starts, self._now)
+        self.quorum.on_back(node)
+
+    def _tell_gone(self) -> None:
+        """The controller hears, again and again, whose ports refuse this node's connects."""
+        gone = {name: peer.incarnation for name, peer in self.mesh.peers.items() if peer.gone}
+        leader = self.quorum.leader
+        if not gone or leader is None:
+            return
+        if leader == self.settings.node:
+            self.control.on_gone(leader, gone, self._now)
+        else:
+            self.mesh.send(leader, Gone(nodes=gone))
+
     # Events and time ---
 
     def on_event(self, completion: Completion, now: int) -> None:
         """A storage request is done."""
-        owner = completion.request.owner
-        partition = self._owners.get(owner)
-        if partition is not None:
-            before = partition.state
-            partition.on_event(completion, now)
-            if partition.state != before:
-                self._partition_changed(partition)
-        elif owner == self.log.log.folder:
-            self.log.on_event(completion, now)
-            self._metadata_changed()
+        self._now = now
+        if self.keeper.on_event(completion, now):
+            if self.keeper.error is not None:
+                self._fail(self.keeper.error)
+            if self._refollow or self.state != "serving":
+                self._settle()
+            return
+        if isinstance(completion.request, LoadIdentity | SaveIdentity):
+            self._identity_changed(completion)
+        elif completion.request.owner == FOLDER:
+            self.quorum.on_event(completion, now)
         elif completion.error is not None:
-            self._report("storage_request_failed", folder=owner, error=str(completion.error))
+            self._report(
+                "storage_request_failed",
+                folder=completion.request.owner,
+                error=str(completion.error),
+            )
+        self._settle()
 
     def on_tick(self, now: int, wall: int) -> None:
-        """About every 100 ms."""
-        self._wall = wall
-        self.log.on_tick(now)
-        self._ledger.on_tick()
-        for partition in self._owners.values():
-            partition.on_tick(now)
-        if self.state == "serving" and now >= self._next_beacon:
+        """About every 100 ms, and when it is `due`."""
+        self._now, self._wall = now, wall
+        if self.formation.identity is not None:
+            self.quorum.on_tick(now, wall)
+        if now >= self._next_tick:
+            self._next_tick = now + TICK_MS - TICK_MS // 10
+            self._on_full_tick(now, wall)
+        self._settle()
+
+    def _on_full_tick(self, now: int, wall: int) -> None:
+        self.mesh.on_tick(now)
+        self.control.on_tick(now, wall)
+        self.petitions.on_tick(now, wall)
+        self._tell_gone()
+        metadata = self.metadata
+        eligible = [node for node in metadata.nodes if metadata.is_up(node)]
+        self.keeper.on_tick(self.petitions, eligible, now)
+        self.admin.look(now)
+        if self.state != "starting" and now >= self._next_beacon:
             self._next_beacon = now + self.settings.beacon_interval
-            for partition in self._owners.values():
-                partition.beacon()
+            self.keeper.beacon()
             self._publish_change([])
         if now >= self._next_second:
             self._next_second = now + SECOND
-            for partition in self._owners.values():
-                partition.on_second(wall)
+            self.keeper.on_second(wall)
+        if self.state == "starting" and now >= self._next_word:
+            self._next_word = now + WAITING_MS
+            self._say_what_is_missing()
 
-    # Starting and stopping ---
-
-    def _metadata_changed(self) -> None:
-        if self.log.state == "failed":
-            self._fail(self.log.error)
-        elif self.log.state == "ready" and not self._registered and self.state == "starting":
-            self._registered = True
-            self._register()
-        self._settle()
-
-    def _register(self) -> None:
-        """Forms the cluster where there is none, and makes this start known."""
-        settings, metadata = self.settings, self.log.metadata
-        if metadata.cluster_id is None:
-            voters = {settings.node: settings.disk_id}
-            records = controller.form_cluster(self._fresh_id(), settings.cluster_name, voters)
-            self.log.propose(records, lambda _: None, self._wall)
-        elif metadata.voters.get(settings.node) != settings.disk_id:
-            self._fail(
-                DataFolderError(
-                    f"the data folder's metadata are of {', '.join(sorted(metadata.voters))}, not of "
-                    f"node {settings.node!r} and this disk; give each node a data folder of its own"
-                )
+    def _say_what_is_missing(self) -> None:
+        """A node that does not serve yet says for what it waits."""
+        disk = self.metadata.voters.get(self.settings.node, self.settings.disk_id)
+        if self.formation.identity is None:
+            waiting = "; ".join(self.formation.waiting_for) or "its disk"
+        elif disk != self.settings.disk_id:
+            waiting = (
+                f"its replacement: this disk is empty, and the voter {self.settings.node} had another; "
+                f"`zbroker cluster replace-voter {self.settings.node}` makes this disk the voter's"
             )
-            return
-        for topic_id in self.log.deleted:
-            delete_folder(self._storage, f"{TOPICS_FOLDER}/{topic_id}")
-        self.log.deleted.clear()
-        records = membership.register_node(
-            metadata, settings.node, settings.disk_id, settings.incarnation, settings.host,
-            settings.port, settings.rack,
-        )  # fmt: skip
-        self.log.propose(records, self._registration_done, self._wall)
-
-    def _registration_done(self, error: ZBrokerError | None) -> None:
-        if error is not None:
-            self._fail(error)
-            return
-        for topic in self.log.metadata.topics.values():
-            self._open_partitions(topic)
-        self._unopened = len(self._owners)
-        self._serve_when_open()
-
-    def _open_partitions(self, topic: TopicState) -> None:
-        """Opens those partitions of a topic that this node keeps and has not opened yet."""
-        kept = self.partitions.setdefault(topic.topic_id, {})
-        for number, state in enumerate(topic.partitions):
-            if number in kept or state.leader != self.settings.node:
-                continue
-            partition = Partition(
-                topic_id=topic.topic_id, topic=topic.name, number=number, epoch=state.epoch,
-                settings=topic.settings, storage=self._storage, transport=self._transport,
-                reply=self.reply, report=self._report, budget=self._budget, ledger=self._ledger,
-                fetch_max=self.settings.fetch_max,
-            )  # fmt: skip
-            kept[number] = partition
-            self._owners[partition.log.folder] = partition
-            partition.open()
-
-    def _partition_changed(self, partition: Partition) -> None:
-        if partition.state == "failed":
-            self._fail(partition.error)
-        elif partition.state == "deleted":
-            del self._owners[partition.log.folder]
-            delete_folder(self._storage, partition.log.folder)
-            if not any(other.topic_id == partition.topic_id for other in self._owners.values()):
-                delete_folder(self._storage, f"{TOPICS_FOLDER}/{partition.topic_id}")
-        elif partition.state == "leading" and self.state == "starting":
-            self._unopened -= 1
-            self._serve_when_open()
-        elif partition.state == "leading":
-            self._admin.partition_opened(partition.topic_id)
-        self._settle()
-
-    def _serve_when_open(self) -> None:
-        if self.state == "starting" and self._unopened == 0:
-            self.state = "serving"
-            self._report(
-                "serving", topics=len(self.log.metadata.topics), partitions=len(self._owners)
+        elif self.quorum.leader is None:
+            linked = [name for name, peer in self.mesh.peers.items() if peer.linked]
+            waiting = (
+                f"a controller, which takes a majority of the voters; it hears {linked or 'nobody'}"
             )
+        else:
+            waiting = "its logs and the controller"
+        self._report("waiting", waiting_for=waiting)
+
+    # What follows from what happened ---
+
+    def _identity_changed(self, completion: Completion) -> None:
+        """It is known which cluster this disk belongs to: takes part in its metadata."""
+        formation = self.formation
+        formation.on_event(completion)
+        if formation.error is not None:
+            self._fail(formation.error)
+        elif formation.identity is not None:
+            opened = bool(self.mesh.cluster)
+            self.mesh.cluster = formation.identity.cluster
+            self.mesh.regreet()
+            self.quorum.set_first_voters(formation.identity.voters)
+            if not opened:
+                self.quorum.open(self._now)
 
     def _settle(self) -> None:
-        """Closes the metadata last, once every partition is closed."""
-        if self.state != "stopping":
+        """Goes on with whatever can, after anything that may have changed the metadata or the node's own life."""
+        quorum = self.quorum
+        if quorum.error is not None:
+            self._fail(quorum.error)
+        if self.state in ("failed", "stopped"):
             return
-        done = ("closed", "deleted", "failed")
-        if all(partition.state in done for partition in self._owners.values()):
-            if self.log.state in ("closed", "failed"):
-                self.state = "stopped"
-            else:
-                self.log.close()
+        seen = (quorum.applied, quorum.leader, quorum.ready)
+        while seen != self._seen or self._refollow:
+            self._seen = seen
+            self._metadata_changed()
+            seen = (quorum.applied, quorum.leader, quorum.ready)
+        if self.state == "starting" and self._following and self.keeper.settled:
+            self.state = "serving"
+            topics = len(self.metadata.topics)
+            self._report("serving", topics=topics, partitions=len(self.keeper))
+        elif self.state not in ("starting", "serving"):
+            self._go_on_stopping()
 
-    def _fail(self, error: ZBrokerError | None) -> None:
+    def _metadata_changed(self) -> None:
+        """The committed metadata grew, or their leader is another."""
+        self.control.on_metadata(self._now, self._wall)
+        self._register_if_needed()
+        metadata = self.metadata
+        names: list[str] = []
+        if self._following:
+            touched = {**self._refollow, **metadata.touched}
+            self._refollow = {}
+            names = [metadata.topics[each].name for each in touched if each in metadata.topics]
+            if metadata.nodes_touched:
+                touched.update(dict.fromkeys(self.keeper.kept))
+            changed = bool(metadata.touched) or metadata.nodes_touched
+            metadata.touched.clear()
+            metadata.nodes_touched = False
+            self.keeper.follow(metadata, touched, self.quorum.applied, self._now)
+            if changed:
+                self._publish_change(names)
+        else:
+            self._refollow = {}
+        self.petitions.on_metadata(self._now)
+        self.admin.look(self._now)
+
+    def _register_if_needed(self) -> None:
+        """This start is to be registered and up, as the metadata have it; where it is, partitions are followed."""
+        settings, metadata = self.settings, self.metadata
+        mine = metadata.nodes.get(settings.node)
+        current = (
+            mine is not None
+            and mine.incarnation == settings.incarnation
+            and mine.disk_id == settings.disk_id
+        )
+        if current and not self._following and metadata.is_up(settings.node):
+            self._following = True
+            metadata.touched.update(dict.fromkeys(metadata.topics))
+        if current and metadata.is_up(settings.node):
+            return
+        replaced = metadata.voters.get(settings.node, settings.disk_id) != settings.disk_id
+        ready = metadata.cluster_id is not None and not replaced
+        if self._registering or not ready or self.state not in ("starting", "serving"):
+            return
+        if self._following:
+            self._report("fenced", reason=metadata.fenced.get(settings.node, ""))
+        self._registering = True
+        request = Register(
+            disk_id=settings.disk_id, incarnation=settings.incarnation, host=settings.host,
+            port=settings.port, rack=settings.rack, clean=settings.clean and not self._following,
+        )  # fmt: skip
+        self.petitions.ask(request, self._registered, self._now)
+
+    def _registered(self, answer: Answer) -> None:
+        self._registering = False
+        if answer.error is not None:
+            self._fail(answer.error)
+
+    def _partition_changed(self, topic_id: str) -> None:
+        """A partition took up a role here, or ended; what waited for that goes on."""
+        topic = self.metadata.topics.get(topic_id)
+        if (
+            topic is not None
+            and self._following
+            and len(self.keeper.kept.get(topic_id, {}))
+            < sum(self.settings.node in state.replicas for state in topic.partitions)
+        ):
+            self._refollow[topic_id] = None
+        self.admin.look(self._now)
+
+    # Stopping ---
+
+    def _handed_over(self, _: Answer) -> None:
+        """Others lead what they can; the rest is finished here, and then this node says that it stops."""
+        if self.state == "leaving":
+            self.state = "stopping"
+            self.keeper.stop([each for each in self.keeper if each.leads], self._now)
+
+    def _go_on_stopping(self) -> None:
+        finished = all(each.life != "stopping" for each in self.keeper)
+        if self.state == "stopping" and not self._leaving and finished:
+            self._leaving = "asked"
+            leave = Leave(incarnation=self.settings.incarnation, stopped=True)
+            self.petitions.ask(leave, self._left, self._now, timeout=LEAVE_MS)
+        if self.state == "stopping" and self._leaving == "left":
+            self.state = "closing"
+            self.keeper.stop(self.keeper, self._now)
+            if self.quorum.ready:
+                self.quorum.hand_over(self._now)
+        if self.state == "closing" and self.keeper.closed:
+            if self.quorum.state in ("closed", "failed") or self.formation.identity is None:
+                self.state = "stopped"
+            elif self.quorum.state != "closing":
+                self.quorum.close()
+
+    def _left(self, _: Answer) -> None:
+        self._leaving = "left"
+
+    def _fail(self, error: ZBrokerError) -> None:
         if self.state != "failed":
             self.state = "failed"
             self.error = error
             self._report("failed", error=str(error))
 
-    # Metadata and administration ---
-
-    def _create_topic(self, to: Conversation, request: CreateTopic, _: Any, __: int) -> None:
-        self._admin.create_topic(to, request, self._wall)
-
-    def _alter_topic(self, to: Conversation, request: AlterTopic, _: Any, __: int) -> None:
-        self._admin.alter_topic(to, request, self._wall)
-
-    def _delete_topic(self, to: Conversation, request: DeleteTopic, _: Any, __: int) -> None:
-        self._admin.delete_topic(to, request, self._wall)
-
-    def _of_several_nodes(self, _: Conversation, __: Message, ___: Any, ____: int) -> None:
-        raise InvalidRequest("this cluster has one node: there is nowhere to move anything")
-
-    def _metadata(self, to: Conversation, request: Metadata, _: Any, __: int) -> None:
-        self._admin.describe(to, request)
-
-    def _decided(self, topic_id: str, name: str) -> None:
-        """A decision about a topic is committed: makes it so here, and tells those who listen."""
-        topic = self.log.metadata.topics.get(topic_id)
-        kept = self.partitions.get(topic_id, {})
-        if topic is None:
-            for partition in self.partitions.pop(topic_id, {}).values():
-                partition.delete()
-                if partition.state == "deleted":
-                    self._partition_changed(partition)
-        else:
-            for partition in kept.values():
-                partition.alter(topic.settings)
-            self._open_partitions(topic)
-        self._publish_change([name])
-
-    def _is_opening(self, topic_id: str) -> bool:
-        partitions = self.partitions.get(topic_id, {}).values()
-        return any(partition.state in ("opening", "beginning") for partition in partitions)
-
     def _publish_change(self, names: list[str]) -> None:
         if self._transport.wanted(wire.CLUSTER_SUBJECT):
             change = ClusterChange(
-                cluster=self.log.metadata.cluster_id or "",
-                version=self.log.committed,
+                cluster=self.metadata.cluster_id or "",
+                version=self.quorum.applied - 1,
                 node=self.settings.node,
                 topics=names,
             )
             self._transport.publish(wire.CLUSTER_SUBJECT, change)
+
+    # Requests ---
+
+    def _ask_admin(self, handler: Callable[[Conversation, Any, int], None]) -> Callable[..., None]:
+        return lambda to, request, _, now: handler(to, request, now)
 
     def _hello(self, to: Conversation, request: Hello, _: Any, __: int) -> None:
         if PROTOCOL_VERSION not in request.versions:
@@ -404,7 +587,7 @@ class Broker:
                 f"{request.versions[:10]}",
                 versions=[PROTOCOL_VERSION],
             )
-        cluster = self.log.metadata.cluster_id or ""
+        cluster = self.metadata.cluster_id or ""
         if request.cluster is not None and request.cluster != cluster:
             raise ClusterMismatch(
                 f"this node belongs to cluster {cluster}, not to {request.cluster[:40]!r}"
@@ -418,42 +601,25 @@ class Broker:
         self.reply(to, reply)
 
     def _stats(self, to: Conversation, request: Stats, _: Any, __: int) -> None:
-        topic = controller.find_topic(self.log.metadata, request.topic, request.topic_id)
-        partitions = self.partitions.get(topic.topic_id, {})
-        stats = [partitions[number].stats() for number in sorted(partitions)]
+        topic = controller.find_topic(self.metadata, request.topic, request.topic_id)
+        kept = sorted(self.partitions.get(topic.topic_id, {}).items())
+        stats = [partition.stats() for _, partition in kept if partition.leads]
         self.reply(to, StatsReply(id=to.id, topic_id=topic.topic_id, partitions=stats))
 
     def _status(self, to: Conversation, _: Status, __: Any, now: int) -> None:
-        partitions = self._owners.values()
+        partitions = list(self.keeper)
         reply = StatusReply(
             id=to.id, node=self.settings.node, software=self.settings.software,
             uptime=now - self._started_at, clients=self._transport.client_count(),
-            topics=len(self.log.metadata.topics), partitions=len(partitions),
-            leading=sum(partition.state == "leading" for partition in partitions),
+            topics=len(self.metadata.topics), partitions=len(partitions),
+            leading=sum(partition.leads for partition in partitions),
+            under_replicated=self.keeper.under_replicated(),
             disk_full=any(partition.log.full for partition in partitions),
-            size=sum(partition.log.size for partition in partitions) + self.log.log.size,
+            size=sum(partition.log.size for partition in partitions) + self.quorum.replica.log.size,
         )  # fmt: skip
         self.reply(to, reply)
 
     # Records ---
-
-    def _init_producer(self, to: Conversation, _: InitProducer, __: Any, ___: int) -> None:
-        if self._producer_ids:
-            producer_id, self._producer_ids = self._producer_ids[0], self._producer_ids[1:]
-            self.reply(to, InitProducerReply(id=to.id, producer_id=producer_id, producer_epoch=0))
-            return
-        records = controller.grant_producer_ids(self.log.metadata, self.settings.node)
-        first = self.log.metadata.next_producer_id
-
-        def granted(error: ZBrokerError | None) -> None:
-            if error is not None:
-                self.reply(to, wire.error_reply(error, to.id))
-                return
-            block = range(first, first + controller.PRODUCER_ID_BLOCK)
-            self.reply(to, InitProducerReply(id=to.id, producer_id=block[0], producer_epoch=0))
-            self._producer_ids = self._producer_ids or block[1:]
-
-        self.log.propose(records, granted, self._wall)
 
     def _produce(
         self, to: Conversation, request: Produce, bodies: Sequence[Frame], now: int
@@ -464,28 +630,37 @@ class Broker:
         request.wait = min(request.wait, self.settings.wait_max)
         self._partition(request).fetch(to, request, now)
 
-    def _offsets(self, to: Conversation, request: Offsets, _: Any, __: int) -> None:
-        self._partition(request).offsets(to, request)
+    def _offsets(self, to: Conversation, request: Offsets, _: Any, now: int) -> None:
+        self._partition(request).offsets(to, request, now)
 
     def _delete_records(self, to: Conversation, request: DeleteRecords, _: Any, __: int) -> None:
         self._partition(request).delete_records(to, request)
 
     def _partition(self, request: Produce | Fetch | Offsets | DeleteRecords) -> Partition:
-        """The partition that a request means, led here.
+        """The partition that a request means, kept here.
 
         Raises:
-            UnknownTopic, TopicChanged, UnknownPartition: with a sentence that says what is there.
+            UnknownTopic, TopicChanged, UnknownPartition, NotLeader: with a sentence that says what is there.
         """
-        partitions = self.partitions.get(request.topic_id or "")
-        if partitions is None:
-            topic = controller.find_topic(self.log.metadata, request.topic, request.topic_id)
-            partitions = self.partitions.get(topic.topic_id, {})
-        partition = partitions.get(request.partition)
-        if partition is None and not partitions:
-            raise NotReady("the topic is being made; try again in a moment")
-        if partition is None:
+        partitions = self.keeper.kept.get(request.topic_id or "")
+        if partitions is not None:
+            partition = partitions.get(request.partition)
+            if partition is not None:
+                return partition
+        topic = controller.find_topic(self.metadata, request.topic, request.topic_id)
+        partition = self.keeper.find(topic.topic_id, request.partition)
+        if partition is not None:
+            return partition
+        if request.partition >= len(topic.partitions):
             raise UnknownPartition(
-                f"the topic has partitions 0 to {len(partitions) - 1}, not {request.partition}",
-                partitions=len(partitions),
+                f"the topic has partitions 0 to {len(topic.partitions) - 1}, not {request.partition}",
+                partitions=len(topic.partitions),
             )
-        return partition
+        state = topic.partitions[request.partition]
+        if state.leader == self.settings.node:
+            raise NotReady("the partition is being opened; try again in a moment")
+        who = "no node leads" if state.leader is None else f"node {state.leader!r} leads"
+        raise NotLeader(
+            f"{who} partition {request.partition} of topic {topic.name!r} now",
+            leader=state.leader, epoch=state.epoch,
+        )  # fmt: skip

@@ -144,8 +144,8 @@ class Mesh:
         except (ZBrokerError, IndexError):
             return self._drop("malformed")
         if isinstance(message, Greeting):
-            self._on_greeting(envelope, message)
-            return envelope.sender, envelope.incarnation, message, ()
+            taken = self._on_greeting(envelope, message)
+            return (envelope.sender, envelope.incarnation, message, ()) if taken else None
         peer = self.peers.get(envelope.sender)
         if peer is None:
             return self._drop("unknown_peer")
@@ -162,14 +162,14 @@ class Mesh:
         self.counters[reason] += 1
         return None
 
-    def _on_greeting(self, envelope: Envelope, greeting: Greeting) -> None:
+    def _on_greeting(self, envelope: Envelope, greeting: Greeting) -> bool:
         name, settings = envelope.sender, self._settings
         if envelope.cluster and self.cluster and envelope.cluster != self.cluster:
             self.counters["of_another_cluster"] += 1
-            return
+            return False
         if name == settings.node:
             self.counters["own_name"] += 1
-            return
+            return False
         peer = self.peers.get(name)
         if peer is None:
             peer = self.peers[name] = PeerState()
@@ -181,7 +181,7 @@ class Mesh:
             and envelope.incarnation < peer.incarnation
         ):
             self.counters["of_another_start"] += 1
-            return
+            return False
         was = (peer.linked, peer.incarnation)
         if envelope.incarnation != peer.incarnation:
             peer.knows = False
@@ -193,6 +193,7 @@ class Mesh:
             self._greet(name, peer)
         if (peer.linked, peer.incarnation) != was:
             self._changed(name)
+        return True
 
     # Links and time ---
 

@@ -1,27 +1,30 @@
-"""One partition that this node leads: appends, acknowledges, commits, serves and pushes.
+"""One partition that this node keeps: as its leader it appends, acknowledges, commits, serves and pushes.
 
-Owns the high watermark and everyone who waits for it to move. Never touches the bytes of a batch but for the leader's
-stamp, and never answers before what the answer promises is true.
+Owns everyone who waits for the high watermark to move, and ends their waiting when the leadership ends. The copy itself
+and its role are a `Replica`'s. Never touches the bytes of a batch but for the leader's stamp, never answers before what
+the answer promises is true, and serves nothing before the high watermark of its epoch is exposed.
 
-================ ========================== ================ ===================================================
-state            on                         next             effect
-================ ========================== ================ ===================================================
-opening          log Opened                 beginning        the appointment's epoch is made durable
-opening          log Broken                 failed           the node stops
-beginning        log EpochBegun             leading          the high watermark is exposed, requests are taken
-leading          log AppendFailed           leading          what was not kept is answered `disk_full`
-leading          stop                       stopping         new records are refused; what pends is finished
-leading          delete                     deleting         everyone who waits is told that the topic is gone
-stopping         nothing pends              closing          the log is flushed and closed
-deleting         log Closed, nobody reads   deleted          the files go
-closing          log Closed, nobody reads   closed
-any              log Broken                 failed           everyone who waits is told; the node stops
-================ ========================== ================ ===================================================
+========= ========================================== ========= =========================================================
+life      on                                         next      effect
+========= ========================================== ========= =========================================================
+open      an appointment                             open      the replica's role changes; see `replication.replica`
+open      the replica leads                          open      records are taken; read once the watermark is exposed
+open      the replica leads no more                  open      who waits is told: outcome unknown, look elsewhere
+open      log AppendFailed                           open      what was not kept is answered `disk_full`
+open      the ISR falls below `min_insync`           open      who waits for commit is told: outcome unknown
+open      stop                                       stopping  new records are refused; what pends is finished
+open      delete                                     deleting  everyone who waits is told that the topic is gone
+stopping  nothing pends, or it took too long         closing   the log is flushed and closed
+deleting  log Closed, nobody reads                   deleted   the files go
+closing   log Closed, nobody reads                   closed
+any       log Broken                                 failed    everyone who waits is told; the node stops
+========= ========================================== ========= =========================================================
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 from zbroker.broker.limits import Budget, ReadLedger
@@ -31,6 +34,8 @@ from zbroker.errors import (
     DataFolderError,
     DiskFull,
     InvalidRequest,
+    NotEnoughReplicas,
+    NotLeader,
     NotReady,
     OffsetOutOfRange,
     Overloaded,
@@ -43,7 +48,6 @@ from zbroker.errors import (
 from zbroker.log.events import (
     AppendFailed,
     Broken,
-    EpochBegun,
     Found,
     Opened,
     ReadDone,
@@ -55,7 +59,6 @@ from zbroker.log.storage import Completion, Storage
 from zbroker.protocol.batch import (
     APPEND_TIME,
     BatchHeader,
-    Buffer,
     check_ingest,
     read_header,
     stamp,
@@ -71,22 +74,23 @@ from zbroker.protocol.messages import (
     ProduceReply,
     Push,
 )
+from zbroker.protocol.peers import Append, Appended
+from zbroker.replication.leader import Leader, LeaderSettings
+from zbroker.replication.ports import LinkBudget, SendAppend
+from zbroker.replication.replica import Appointment, Replica
 from zbroker.topics import TopicSettings
 
-State = Literal[
-    "opening",
-    "beginning",
-    "leading",
-    "stopping",
-    "closing",
-    "closed",
-    "deleting",
-    "deleted",
-    "failed",
-]
+Life = Literal["open", "stopping", "closing", "closed", "deleting", "deleted", "failed"]
 
 TOPICS_FOLDER = "topics"
 """Where the topics' logs are, under the data folder."""
+
+CONFIRM_MS = 5000
+"""How long a leader waits for the in-sync replicas to confirm that it still leads."""
+STOP_MS = 5000
+"""How long a partition that stops waits for what pends: followers may be gone for good."""
+ISR_LAG_SESSIONS = 1.5
+"""How many session timeouts an in-sync replica may be behind."""
 
 RATE_WEIGHT = 0.3
 """How much the latest second counts in the smoothed rates."""
@@ -114,18 +118,27 @@ def log_settings(settings: TopicSettings) -> LogSettings:
 
 
 class Partition:
-    """The leader of one partition."""
+    """One node's part in one partition. See the module for its life.
+
+    Attributes:
+        replica: the copy of the log, and the role in which it is kept.
+        version: of the partition's metadata, as they were last applied here.
+    """
 
     def __init__(
         self,
         *,
+        node: str,
         topic_id: str,
         topic: str,
         number: int,
-        epoch: int,
         settings: TopicSettings,
+        session_timeout: int,
         storage: Storage,
         transport: Transport,
+        send: SendAppend,
+        answer: Callable[[str, Appended], None],
+        budgets: Callable[[str], LinkBudget],
         reply: Replier,
         report: Report,
         budget: Budget,
@@ -135,56 +148,128 @@ class Partition:
         self.topic_id = topic_id
         self.topic = topic
         self.number = number
-        self.epoch = epoch
         self.settings = settings
-        self.state: State = "opening"
-        self.high_watermark = 0
+        self.life: Life = "open"
         self.error: ZBrokerError | None = None
         self.log = Log(folder(topic_id, number), log_settings(settings), storage)
+        self._node = node
+        self._session_timeout = session_timeout
+        self.replica = Replica(
+            self.log, self._leader_settings(), send=send, answer=answer, budgets=budgets
+        )
+        self.version = -1
         self.records_in = 0
         self.bytes_in = 0
         self.records_rate = 0.0
         self.bytes_rate = 0.0
+        self._leader: Leader | None = None
+        self._committed = -1
         self._counted = (0, 0)
+        self._now = 0
+        self._stop_by: int | None = None
         self._transport = transport
         self._reply = reply
         self._report = report
         self._budget = budget
+        self._held = 0
+        """Bytes of uncommitted batches, counted in the budget."""
         self._subject = subject(topic, number)
-        self._head = Push(topic_id=topic_id, partition=number, epoch=epoch)
-        self._uncommitted: deque[tuple[int, Buffer]] = deque()
+        self._head = Push(topic_id=topic_id, partition=number)
         self._for_commit: deque[_Acknowledgement] = deque()
         self._for_write: deque[_Acknowledgement] = deque()
+        self._unconfirmed: deque[tuple[int, int, Conversation, Offsets]] = deque()
+        """Who asked for the newest offset: the number to be confirmed, the deadline, whom to answer."""
         self._readers = Readers(self, reply, ledger, fetch_max)
+
+    # What others may know ---
+
+    @property
+    def name(self) -> str:
+        """The partition as a person would call it."""
+        return f"partition {self.number} of topic {self.topic!r}"
+
+    @property
+    def epoch(self) -> int:
+        """The leader epoch of the newest appointment."""
+        return self.replica.epoch
+
+    @property
+    def high_watermark(self) -> int:
+        """All below it is committed, as far as is known here."""
+        return max(self.replica.high_watermark, 0)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node leads the partition."""
+        return self._leader is not None
+
+    @property
+    def serves(self) -> bool:
+        """Whether this node leads the partition, and knows what is committed."""
+        return self._leader is not None and self._leader.high_watermark >= 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the newest appointment is carried out here, so far as it goes without others."""
+        return self.replica.state in ("leading", "following", "idle", "failed")
+
+    @property
+    def under_replicated(self) -> bool:
+        """Whether this node leads the partition and replicas are missing from its ISR."""
+        appointment = self.replica.appointment
+        return (
+            self._leader is not None
+            and appointment is not None
+            and len(self._leader.isr) < self.settings.replicas
+        )
+
+    def _leader_settings(self) -> LeaderSettings:
+        return LeaderSettings(
+            node=self._node, topic_id=self.topic_id, partition=self.number,
+            flushed=self.settings.fsync == "always", min_insync=self.settings.min_insync,
+            lag_max=int(self._session_timeout * ISR_LAG_SESSIONS),
+        )  # fmt: skip
 
     # Life ---
 
-    def open(self) -> None:
-        """Reads the log; the partition takes requests once its epoch is on disk."""
-        self.log.open()
+    def open(self, now: int) -> None:
+        """Reads the log; roles are taken up once that is done."""
+        self._now = now
+        self.replica.open(now)
 
-    def stop(self) -> None:
+    def appoint(self, appointment: Appointment, version: int, now: int) -> None:
+        """What the newest metadata say of the partition."""
+        self._now = now
+        self.version = version
+        if self.life == "open":
+            self.replica.appoint(appointment, now)
+            self._after()
+
+    def stop(self, now: int) -> None:
         """Takes nothing new, finishes what pends, then closes the log in order."""
+        self._now = now
         self._readers.release_all()
-        if self.state in ("leading", "beginning", "opening"):
-            self.state = "stopping"
+        if self.life == "open":
+            self.life = "stopping"
+            self._stop_by = now + STOP_MS
         self._close_when_idle()
 
-    def delete(self) -> None:
+    def delete(self, now: int) -> None:
         """The topic is gone: tells everyone who waits, and closes the log so that its files can go."""
-        gone = UnknownTopic(f"topic {self.topic!r} was deleted", outcome_unknown=True)
-        self._refuse_all(gone)
-        opening = self.log.state == "opening"
-        self.state = "deleting"
-        if self.log.state == "open":
-            self.log.close()
-        assert opening or self.log.state in ("closing", "closed", "failed"), self.log.state
+        self._now = now
+        self.life = "deleting"
+        self._refuse_all(UnknownTopic(f"topic {self.topic!r} was deleted", outcome_unknown=True))
+        self.replica.close()
+        self._leader = None
         self._finish()
 
     def alter(self, settings: TopicSettings) -> None:
         """The topic's settings changed."""
         self.settings = settings
         self.log.alter(log_settings(settings))
+        self.replica.settings = self._leader_settings()
+        if self._leader is not None:
+            self._leader.alter(self.replica.settings)
 
     # Requests: each answers now or later, or raises the error to answer with ---
 
@@ -192,7 +277,8 @@ class Partition:
         self, to: Conversation, request: Produce, batch: Frame, now: int, wall: int
     ) -> None:
         """Checks, stamps and appends one batch; answers when it is as safe as asked."""
-        self._check_taking()
+        self._now = now
+        leader = self._check_taking()
         log = self.log
         if log.full:
             raise DiskFull(
@@ -204,6 +290,8 @@ class Partition:
                 f"{budget.used} bytes wait for the disk at this node, which takes {budget.limit} "
                 "(limits: memory)"
             )
+        if request.acks == "all" and len(leader.isr) < self.settings.min_insync:
+            raise self._too_few(leader, outcome_unknown=False)
         header = check_ingest(batch, max_length=self.settings.max_batch)
         deadline = now + request.timeout
         if header.producer_id >= 0:
@@ -227,7 +315,7 @@ class Partition:
             return
         reply = ProduceReply(
             id=to.id, partition=self.number, base_offset=header.base_offset,
-            append_time=header.append_time, epoch=self.epoch,
+            append_time=header.append_time, epoch=leader.epoch,
         )  # fmt: skip
         waiting = self._for_commit if request.acks == "all" else self._for_write
         waiting.append(_Acknowledgement(to, reply, header.next_offset, deadline))
@@ -235,12 +323,21 @@ class Partition:
     def fetch(self, to: Conversation, request: Fetch, now: int) -> None:
         """Answers with committed batches from the offset on, or waits until there are some."""
         self.check_reading()
-        self._readers.fetch(to, request, now, may_wait=self.state == "leading")
+        self._readers.fetch(to, request, now, may_wait=self.life == "open")
 
-    def offsets(self, to: Conversation, request: Offsets) -> None:
-        """Answers with the offset of the first record kept, of the next to be committed, or by time."""
+    def offsets(self, to: Conversation, request: Offsets, now: int) -> None:
+        """Answers with the offset of the first record kept, of the next to be committed, or by time.
+
+        Only from a leader that is sure to be one still: a deposed one could name an end that others have passed.
+        """
         self.check_reading()
-        self._readers.offsets(to, request)
+        leader = self._leader
+        assert leader is not None
+        number = leader.confirm(now)
+        if leader.confirmed >= number:
+            self._readers.offsets(to, request)
+        else:
+            self._unconfirmed.append((number, now + CONFIRM_MS, to, request))
 
     def delete_records(self, to: Conversation, request: DeleteRecords) -> None:
         """Moves the log start up; answers when that is on disk."""
@@ -253,11 +350,6 @@ class Partition:
             )  # fmt: skip
         self.log.delete_before((to, request), request.before)
 
-    @property
-    def name(self) -> str:
-        """The partition as a person would call it."""
-        return f"partition {self.number} of topic {self.topic!r}"
-
     def stats(self) -> PartitionStats:
         """What is known of the log, for people."""
         log = self.log
@@ -269,29 +361,66 @@ class Partition:
             bytes_rate=self.bytes_rate, damaged=list(log.damaged),
         )  # fmt: skip
 
+    # Messages of peers ---
+
+    def on_append(self, sender: str, message: Append, batches: Sequence[Frame], now: int) -> None:
+        """The leader sends."""
+        self._now = now
+        self.replica.on_append(sender, message, batches, now)
+
+    def on_appended(self, sender: str, incarnation: int, answer: Appended, now: int) -> None:
+        """A follower answers."""
+        self._now = now
+        self.replica.on_appended(sender, incarnation, answer, now)
+        self._after()
+
+    # In-sync replicas ---
+
+    def isr_to_propose(self, eligible: Collection[str], now: int) -> dict[str, int] | None:
+        """The ISR to ask the controller for, each member with its start; None where there is nothing to ask."""
+        leader = self._leader
+        if leader is None or self.life not in ("open", "stopping"):
+            return None
+        wanted = leader.isr_to_propose(eligible, now)
+        if wanted is None:
+            return None
+        starts = {node: follower.incarnation for node, follower in leader.followers.items()}
+        return {node: starts.get(node, 0) for node in wanted}
+
+    def isr_answered(self, epoch: int) -> None:
+        """The controller's answer is definite, and what it goes by is applied here: nothing pends any more."""
+        leader = self._leader
+        if leader is not None and leader.epoch == epoch and leader.proposed is not None:
+            leader.isr_refused()
+            self._after()
+
     # Events and time ---
 
     def on_event(self, completion: Completion, now: int) -> None:
         """A storage request of this partition's log is done."""
-        event = self.log.on_event(completion, now)
+        self._now = now
+        event = self.replica.on_event(completion, now)
         if event is not None:
             self._handle(event)
+        self._after()
+        if event is not None:
             self._finish()
-        if self.state in ("leading", "stopping"):
-            self._advance()
-            if self.state == "stopping":
-                self._close_when_idle()
 
     def on_tick(self, now: int) -> None:
-        """About every 100 ms: deadlines, flushes and checkpoints."""
-        if self.log.state == "open":
-            self.log.on_tick(now)
-        if self.state == "leading":
+        """About every 100 ms: deadlines, flushes, checkpoints, and what followers have not answered."""
+        self._now = now
+        self.replica.on_tick(now)
+        self._after()
+        if self.life in ("open", "stopping") and self._leader is not None:
             self._expire(now)
+            if self._unconfirmed:
+                self._leader.confirm(now)  # the question, or its answer, may be lost
+        if self._stop_by is not None:
+            self._close_when_idle()
 
     def on_second(self, wall: int) -> None:
         """Once a second: retention and rates."""
-        if self.state == "leading":
+        if self.life == "open" and self.serves:
             self.log.retain(self.high_watermark, wall)
         records, size = self.records_in - self._counted[0], self.bytes_in - self._counted[1]
         self._counted = (self.records_in, self.bytes_in)
@@ -300,8 +429,59 @@ class Partition:
 
     def beacon(self) -> None:
         """Tells subscribers where the partition ends, so that a dropped tail is noticed."""
-        if self.state in ("leading", "stopping") and self._transport.wanted(self._subject):
+        if (
+            self.serves
+            and self.life in ("open", "stopping")
+            and self._transport.wanted(self._subject)
+        ):
             self._transport.publish(self._subject, self._push_head())
+
+    # The role ---
+
+    def _after(self) -> None:
+        """Goes on from whatever happened to the replica: a new role, a higher watermark."""
+        if self.replica.leader is not self._leader:
+            self._role_changed()
+        if self._leader is not None:
+            self._advance(self._leader)
+        if self.life == "stopping":
+            self._close_when_idle()
+
+    def _role_changed(self) -> None:
+        if self._leader is not None:
+            self._lose_leadership()
+        self._leader = self.replica.leader
+        self._committed = -1
+        if self._leader is not None:
+            self._head.epoch = self._leader.epoch
+
+    def _lose_leadership(self) -> None:
+        """Whoever waits has to ask the next leader; what was not committed may or may not be in its log."""
+        self._refuse_all(self.not_leader(outcome_unknown=True))
+
+    def not_leader(self, *, outcome_unknown: bool = False) -> ZBrokerError:
+        """What is answered where another node leads, or none."""
+        appointment = self.replica.appointment
+        leader = None if appointment is None else appointment.leader
+        if leader == self._node:
+            return NotReady(
+                f"this node is about to lead {self.name}; try again in a moment",
+                outcome_unknown=outcome_unknown,
+            )
+        who = "no node leads" if leader is None else f"node {leader!r} leads"
+        return NotLeader(
+            f"{who} {self.name} now",
+            outcome_unknown=outcome_unknown,
+            leader=leader,
+            epoch=self.epoch,
+        )
+
+    def _too_few(self, leader: Leader, *, outcome_unknown: bool) -> ZBrokerError:
+        return NotEnoughReplicas(
+            f"{self.name} has {len(leader.isr)} replicas in sync ({', '.join(leader.isr)}), and takes records for "
+            f"acks all from {self.settings.min_insync} on (min_insync)",
+            outcome_unknown=outcome_unknown,
+        )
 
     # Appending and committing ---
 
@@ -316,35 +496,40 @@ class Partition:
             stamped,
             base_offset=log.end_offset,
             append_time=max(wall, log.last_append_time),
-            leader_epoch=self.epoch,
+            leader_epoch=log.last_epoch,
             stamp_attributes=APPEND_TIME if self.settings.timestamp == "append" else 0,
         )
         header = read_header(stamped)
-        log.append(stamped, header)
-        self._uncommitted.append((header.next_offset, stamped))
-        self._budget.used += len(stamped)
+        self.replica.append(stamped, header)
+        self._hold(len(stamped))
         self.records_in += header.span
         self.bytes_in += len(stamped)
         return header
 
-    def _advance(self) -> None:
-        """Moves the high watermark to what is durable, pushes what that commits, answers who waited."""
-        log = self.log
-        durable = log.flushed_offset if self.settings.fsync == "always" else log.written_offset
-        if durable > self.high_watermark:
-            self.high_watermark = durable
-            self._publish()
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self._budget.used += size
+
+    def _advance(self, leader: Leader) -> None:
+        """Pushes what the high watermark has passed, answers who waited for it."""
+        high_watermark = leader.high_watermark
+        if high_watermark > self._committed:
+            self._committed = high_watermark
+            self._publish(leader)
             self._readers.on_advance()
         if self._for_commit or self._for_write:
             self._acknowledge()
+        while self._unconfirmed and self._unconfirmed[0][0] <= leader.confirmed:
+            _, _, to, request = self._unconfirmed.popleft()
+            self._readers.offsets(to, request)
 
-    def _publish(self) -> None:
-        wanted = self._transport.wanted(self._subject)
-        head = self._push_head() if wanted else None
-        uncommitted, high_watermark = self._uncommitted, self.high_watermark
-        while uncommitted and uncommitted[0][0] <= high_watermark:
-            _, batch = uncommitted.popleft()
-            self._budget.used -= len(batch)
+    def _publish(self, leader: Leader) -> None:
+        passed = leader.committed_batches()
+        head = None
+        if passed and self._transport.wanted(self._subject):
+            head = self._push_head()
+        for _, batch in passed:
+            self._hold(-len(batch))
             if head is not None:
                 self._transport.publish(self._subject, head, batch)
 
@@ -360,7 +545,7 @@ class Partition:
         waiting = self._for_write
         while waiting and waiting[0].offset <= written:
             self._answer_produced(waiting.popleft(), flushed=False)
-        waiting, high_watermark = self._for_commit, self.high_watermark
+        waiting, high_watermark = self._for_commit, self._committed
         flushed = self.settings.fsync == "always"
         while waiting and waiting[0].offset <= high_watermark:
             self._answer_produced(waiting.popleft(), flushed=flushed)
@@ -387,47 +572,39 @@ class Partition:
                     self._reply(to, DeleteRecordsReply(id=to.id, log_start=event.start_offset))
             case Opened():
                 self._opened(event)
-            case EpochBegun():
-                self.high_watermark = self.log.flushed_offset
-                if self.state == "beginning":
-                    self.state = "leading"
             case Broken():
                 self._broken(event.error)
 
     def _finish(self) -> None:
         """Ends once the log is closed, and whoever was reading has been answered."""
         if self.log.state == "closed" and not self._readers.reading:
-            if self.state == "deleting":
-                self.state = "deleted"
-            elif self.state == "closing":
-                self.state = "closed"
+            if self.life == "deleting":
+                self.life = "deleted"
+            elif self.life == "closing":
+                self.life = "closed"
 
     def _opened(self, event: Opened) -> None:
         if self.log.damaged:
             self._report("damage_found", partition=self.name, ranges=list(self.log.damaged))
         if event.torn_bytes:
             self._report("torn_tail_cut", partition=self.name, bytes=event.torn_bytes)
-        if self.state in ("stopping", "deleting"):
-            self.log.close()
-        else:
-            assert self.epoch > self.log.last_epoch, (self.epoch, self.log.last_epoch)
-            self.state = "beginning"
-            self.log.begin_epoch(self.epoch)
 
     def _append_failed(self, event: AppendFailed) -> None:
         """Nothing at or above the offset was kept; a full disk is survived, everything else breaks the log."""
-        while self._uncommitted and self._uncommitted[-1][0] > event.from_offset:
-            _, batch = self._uncommitted.pop()
-            self._budget.used -= len(batch)
+        leader, error = self._leader, event.error
+        if self.replica.resigned:
+            error.outcome_unknown = True  # a follower may have it, and may lead next
+        if leader is not None:
+            self._hold(sum(len(batch) for _, _, batch in leader.uncommitted) - self._held)
         for waiting in (self._for_commit, self._for_write):
             for waiter in [waiter for waiter in waiting if waiter.offset > event.from_offset]:
                 waiting.remove(waiter)
-                self._refuse(waiter.to, event.error)
-        self._report("append_failed", partition=self.name, error=str(event.error))
+                self._refuse(waiter.to, error)
+        self._report("append_failed", partition=self.name, error=str(error))
 
     def _broken(self, error: ZBrokerError) -> None:
         self.error = error
-        self.state = "failed"
+        self.life = "failed"
         self._refuse_all(
             StorageFailed(f"the disk under {self.name} failed: {error}", outcome_unknown=True)
             if not isinstance(error, DataFolderError)
@@ -436,24 +613,41 @@ class Partition:
 
     # Refusing and expiring ---
 
-    def _check_taking(self) -> None:
-        if self.state != "leading":
+    def _check_taking(self) -> Leader:
+        """The leadership under which records are taken here."""
+        if self.life != "open":
             self.check_reading()
             raise ShuttingDown(
                 "the node is stopping and takes nothing new; another try finds it again"
             )
+        if self._leader is None:
+            raise self._not_led()
+        return self._leader
 
     def check_reading(self) -> None:
-        """That the partition is led here and serves (`NotReady`, `UnknownTopic`, `StorageFailed`, `ShuttingDown`)."""
-        if self.state in ("leading", "stopping"):
-            return
-        if self.state in ("opening", "beginning"):
-            raise NotReady(f"{self.name} is being opened; try again in a moment")
-        if self.state in ("deleting", "deleted"):
+        """That the partition is led here and serves.
+
+        Raises:
+            NotReady, NotLeader, UnknownTopic, StorageFailed, ShuttingDown: with a sentence that says what to do.
+        """
+        if self.life in ("deleting", "deleted"):
             raise UnknownTopic(f"topic {self.topic!r} was deleted")
-        if self.state == "failed":
+        if self.life == "failed":
             raise StorageFailed(f"the disk under {self.name} failed: {self.error}")
-        raise ShuttingDown("the node is stopping")
+        if self.life in ("closing", "closed"):
+            raise ShuttingDown("the node is stopping")
+        if self._leader is None:
+            raise self._not_led()
+        if not self.serves:
+            raise NotReady(
+                f"this node leads {self.name}, and waits for the other replicas to say what is committed; try again "
+                "in a moment"
+            )
+
+    def _not_led(self) -> ZBrokerError:
+        if self.replica.state == "opening":
+            return NotReady(f"{self.name} is being opened; try again in a moment")
+        return self.not_leader()
 
     def _refuse(self, to: Conversation, error: ZBrokerError) -> None:
         self._reply(to, error_reply(error, to.id))
@@ -462,13 +656,19 @@ class Partition:
         for waiting in (self._for_commit, self._for_write):
             while waiting:
                 self._refuse(waiting.popleft().to, error)
+        while self._unconfirmed:
+            self._refuse(self._unconfirmed.popleft()[2], error)
         self._readers.refuse_all(error)
-        self._budget.used -= sum(len(batch) for _, batch in self._uncommitted)
-        self._uncommitted.clear()
+        self._hold(-self._held)
 
     def _expire(self, now: int) -> None:
         """Answers those whose time is up: a fetch empty-handed, a producer with an unknown outcome."""
         self._readers.on_tick(now)
+        leader = self._leader
+        if leader is not None and self._for_commit and len(leader.isr) < self.settings.min_insync:
+            error = self._too_few(leader, outcome_unknown=True)
+            while self._for_commit:
+                self._refuse(self._for_commit.popleft().to, error)
         for waiting in (self._for_commit, self._for_write):
             if any(waiter.deadline <= now for waiter in waiting):
                 for waiter in [waiter for waiter in waiting if waiter.deadline <= now]:
@@ -477,12 +677,29 @@ class Partition:
                         waiter.to,
                         RequestTimedOut(f"{self.name} did not commit the batch in the time asked"),
                     )
+        while self._unconfirmed and self._unconfirmed[0][1] <= now:
+            _, _, to, _ = self._unconfirmed.popleft()
+            self._refuse(
+                to,
+                NotReady(
+                    f"the other replicas do not confirm that this node still leads {self.name}"
+                ),
+            )
 
     def _close_when_idle(self) -> None:
-        idle = not (self._uncommitted or self._for_commit or self._for_write)
-        if self.state == "stopping" and idle and self.log.state == "open":
-            self.state = "closing"
-            self.log.close()
+        if self.life != "stopping":
+            return
+        leader = self._leader
+        pending = leader is not None and leader.uncommitted
+        idle = not (pending or self._for_commit or self._for_write)
+        late = self._stop_by is not None and self._now >= self._stop_by
+        if idle or late or self.log.state == "failed":
+            self.life = "closing"
+            if leader is not None:
+                self._refuse_all(ShuttingDown("the node is stopping", outcome_unknown=True))
+            self.replica.close()
+            self._leader = None
+            self._finish()
 
 
 def folder(topic_id: str, number: int) -> str:

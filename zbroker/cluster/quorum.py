@@ -99,14 +99,17 @@ class MetadataPartition:
         random: Callable[[], float],
         settings: ElectionSettings,
         changed: Callable[[], None],
+        disk_id: str = "",
     ) -> None:
         """
         Args:
             voters: as the metadata, or at a first formation the configuration, name them.
+            disk_id: this node's own disk.
             changed: told when the leader, the state or what is applied may have changed.
         """
         self.node = node
         self.voters = sorted(voters)
+        self.disk_id = disk_id
         self.state: State = "opening"
         self.metadata = Metadata()
         self.applied = 0
@@ -176,6 +179,14 @@ class MetadataPartition:
         self._step_down()
         self.state = "closing"
         self.replica.close()
+
+    def set_first_voters(self, voters: Mapping[str, str]) -> None:
+        """Who votes while the log does not say so: disk ids by name, from the cluster's formation; before `open`."""
+        self.voters = sorted(voters)
+
+    def hand_over(self, now: int) -> None:
+        """The leader asks the most caught-up voter to lead in its place."""
+        self._now = now
 
     def set_peers(self, peers: Mapping[str, PeerStart], now: int) -> None:
         """Which start of each other node is up: those are sent to and heard."""
@@ -339,6 +350,7 @@ class MetadataPartition:
         self.election = Election(
             self.node, self.voters, ballot, self, self._settings, changed=self._election_changed, now=self._now
         )  # fmt: skip
+        self.election.on_tick(self._now)  # who votes alone need not wait
         self._changed()
 
     def _election_changed(self) -> None:

@@ -183,8 +183,8 @@ class Appended(PeerMessage, tag="appended", kw_only=True):
             base. `diverged`: the record before the base is another; the follower's newest epoch at or below the
             probe's is `log_epoch`, which ends at `end`. `gap`: messages were lost; the session is over. `not_ready`:
             the follower does not know of the appointment yet. `stale`: it knows a newer epoch, `log_epoch`. `full`:
-            its disk is full. `ready`: of no session; it knows of the appointment now. `rebuild`: it cannot go on without discarding records from `end` on that count as
-            committed.
+            its disk is full. `rebuild`: it cannot go on without discarding records from `end` on that count as
+            committed. `ready`: of no session; it knows of the appointment now.
         written: all below it is in the follower's log, `flushed` on its disk.
         begun: newest epoch whose beginning is on the follower's disk.
         limit: bytes of batches that the leader may have sent in this session, absolute.

@@ -1,0 +1,274 @@
+"""The controller's desk: takes requests that only the controller decides, and does what it owes the cluster by itself.
+
+Owns who is taken for dead, and when. Works only while this node leads the metadata and is ready; every decision is made
+on the draft, by the pure functions of `zbroker.cluster`, and answered once it is committed: a refusal too, for it may
+go by what is not committed yet. Never acts on a decision: whoever is concerned does, once it has applied it.
+
+Evidence of death, either is enough:
+
+- gone: a majority of the voters, this node among them or not, says that the node's own port refuses its connects;
+- silent: this node has led for a session timeout, and has not heard the other for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from zbroker.broker.mesh import Mesh
+from zbroker.broker.ports import BrokerSettings, FreshId, Report
+from zbroker.cluster import controller, membership
+from zbroker.cluster.formation import Identity
+from zbroker.cluster.metadata import Metadata
+from zbroker.cluster.quorum import MetadataPartition
+from zbroker.cluster.records import MetadataRecord, TopicAltered, TopicCreated
+from zbroker.errors import InvalidSetting, NotReady, ZBrokerError
+from zbroker.protocol.messages import (
+    AlterTopic,
+    CreateTopic,
+    DeleteTopic,
+)
+from zbroker.protocol.peers import (
+    ChangeIsr,
+    ControllerRequest,
+    ElectAnew,
+    GrantProducerIds,
+    Leave,
+    Register,
+)
+from zbroker.replication.commit import is_majority
+from zbroker.units import format_size
+
+GONE_MS = 500
+"""How long the word of a node that another is gone counts; it is repeated while it is true."""
+PREFER_MS = 5000
+"""How often leaderships go back to the preferred replicas."""
+
+Decision = tuple[Sequence[MetadataRecord], dict[str, Any]]
+
+
+class Answer(msgspec.Struct):
+    """What the controller says: it stands once all metadata below `end` are applied."""
+
+    end: int
+    result: dict[str, Any] = {}
+    error: ZBrokerError | None = None
+
+
+OnAnswer = Callable[[Answer], None]
+
+
+class ControllerDesk:
+    """One node's desk; idle while another node is the controller."""
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        metadata: MetadataPartition,
+        mesh: Mesh,
+        *,
+        identity: Callable[[], Identity | None],
+        fresh_id: FreshId,
+        report: Report,
+    ) -> None:
+        self._settings = settings
+        self._metadata = metadata
+        self._mesh = mesh
+        self._identity = identity
+        self._fresh_id = fresh_id
+        self._report = report
+        self._ready_since: int | None = None
+        self._gone: dict[str, dict[str, tuple[int, int]]] = {}
+        """Who says that a node is gone: by node and by who says so, its start and when that was said."""
+        self._prefer_at = 0
+        self._now = self._wall = 0
+        self._handlers: dict[type[Any], Callable[[Metadata, str, Any], Decision]] = {
+            Register: self._register,
+            ChangeIsr: self._change_isr,
+            ElectAnew: self._elect_anew,
+            Leave: self._leave,
+            GrantProducerIds: self._grant_producer_ids,
+            CreateTopic: self._create_topic,
+            AlterTopic: self._alter_topic,
+            DeleteTopic: self._delete_topic,
+        }
+
+    # Requests ---
+
+    def take(self, node: str, request: ControllerRequest, answer: OnAnswer, wall: int) -> None:
+        """Decides a request that came to a node; answers once the decision, or what a refusal goes by, is committed."""
+        self._wall = wall
+        metadata = self._metadata
+        if not metadata.ready or metadata.draft is None:
+            answer(Answer(0, error=NotReady("this node is not the controller, or not yet")))
+            return
+        draft = metadata.draft
+        records: Sequence[MetadataRecord] = ()
+        result: dict[str, Any] = {}
+        refusal: ZBrokerError | None = None
+        try:
+            records, result = self._handlers[type(request)](draft, node, request)
+        except ZBrokerError as error:
+            refusal = error
+
+        def committed(error: ZBrokerError | None) -> None:
+            answer(Answer(end, result, refusal if error is None else error))
+
+        end = metadata.replica.log.end_offset + len(records)
+        metadata.propose(records, committed, wall)
+
+    def _propose(self, records: Sequence[MetadataRecord]) -> None:
+        if records:
+            self._metadata.propose(records, lambda _: None, self._wall)
+
+    # Evidence and time ---
+
+    def on_gone(self, reporter: str, nodes: Mapping[str, int], now: int) -> None:
+        """A node says whose ports refuse its connects, each with the start in which it knew that node."""
+        self._now = now
+        for node, incarnation in nodes.items():
+            self._gone.setdefault(node, {})[reporter] = (incarnation, now)
+        self._fence_gone()
+
+    def on_metadata(self, now: int, wall: int) -> None:
+        """This node became the controller, or is it no more."""
+        self._now, self._wall = now, wall
+        metadata = self._metadata
+        if not metadata.ready or metadata.draft is None:
+            self._ready_since = None
+            return
+        if self._ready_since is None:
+            self._ready_since = now
+            self._prefer_at = now + PREFER_MS
+            self._report("controller", epoch=metadata.replica.epoch)
+        identity = self._identity()
+        if metadata.draft.cluster_id is None and identity is not None:
+            self._propose(
+                controller.form_cluster(
+                    identity.cluster, self._settings.cluster_name, identity.voters
+                )
+            )
+        self._fence_gone()
+
+    def on_tick(self, now: int, wall: int) -> None:
+        """About every 100 ms."""
+        self.on_metadata(now, wall)
+        metadata = self._metadata
+        if self._ready_since is None or metadata.draft is None:
+            return
+        self._fence_silent()
+        if now >= self._prefer_at:
+            self._prefer_at = now + PREFER_MS
+            self._propose(membership.prefer(metadata.draft))
+
+    def _fence_gone(self) -> None:
+        draft = self._metadata.draft
+        if draft is None or not self._metadata.ready:
+            return
+        for node in sorted(self._gone):
+            words = self._gone[node]
+            registered = draft.nodes.get(node)
+            if registered is None or not draft.is_up(node):
+                continue
+            say_so = [
+                reporter
+                for reporter, (incarnation, at) in words.items()
+                if incarnation == registered.incarnation and self._now - at <= GONE_MS
+            ]
+            if is_majority(say_so, list(draft.voters)):
+                self._fence(draft, node, "gone")
+
+    def _fence_silent(self) -> None:
+        metadata, timeout = self._metadata, self._settings.session_timeout
+        draft = metadata.draft
+        assert draft is not None
+        assert self._ready_since is not None
+        for node in sorted(draft.nodes):
+            if node == self._settings.node or not draft.is_up(node):
+                continue
+            heard = metadata.heard(node)
+            since = self._ready_since if heard is None else max(heard, self._ready_since)
+            if self._now - since > timeout:
+                self._fence(draft, node, "silent")
+
+    def _fence(self, draft: Metadata, node: str, reason: membership.Reason) -> None:
+        self._report("node_fenced", peer=node, reason=reason)
+        self._gone.pop(node, None)
+        self._propose(membership.fence_node(draft, node, reason))
+
+    # Decisions ---
+
+    def _register(self, draft: Metadata, node: str, request: Register) -> Decision:
+        if draft.voters.get(node, request.disk_id) != request.disk_id:
+            raise NotReady(f"{node} is a voter with another disk than this one; replace the voter")
+        self._gone.pop(node, None)
+        records = membership.register_node(
+            draft, node, request.disk_id, request.incarnation, request.host, request.port,
+            request.rack, clean=request.clean,
+        )  # fmt: skip
+        return records, {}
+
+    def _change_isr(self, draft: Metadata, node: str, request: ChangeIsr) -> Decision:
+        records = membership.change_isr(
+            draft, node, topic_id=request.topic_id, number=request.partition, epoch=request.epoch,
+            version=request.version, isr=sorted(request.isr), incarnations=request.isr,
+        )  # fmt: skip
+        return records, {}
+
+    def _elect_anew(self, draft: Metadata, _: str, request: ElectAnew) -> Decision:
+        records = membership.elect_anew(
+            draft, topic_id=request.topic_id, number=request.partition, epoch=request.epoch
+        )
+        return records, {}
+
+    def _leave(self, draft: Metadata, node: str, request: Leave) -> Decision:
+        registered = draft.nodes.get(node)
+        if registered is None or registered.incarnation != request.incarnation:
+            return (), {}
+        if request.stopped:
+            return membership.fence_node(draft, node, "stopped"), {}
+        return membership.hand_over(draft, node), {}
+
+    def _grant_producer_ids(self, draft: Metadata, node: str, _: GrantProducerIds) -> Decision:
+        first = draft.next_producer_id
+        records = controller.grant_producer_ids(draft, node)
+        return records, {"first": first, "count": controller.PRODUCER_ID_BLOCK}
+
+    def _create_topic(self, draft: Metadata, _: str, request: CreateTopic) -> Decision:
+        records = controller.create_topic(
+            draft, name=request.name, given=request.settings,
+            defaults=self._settings.topic_defaults, topic_id=self._fresh_id(),
+            request_id=request.request_id,
+        )  # fmt: skip
+        self._check_fits(records)
+        return records, {}
+
+    def _alter_topic(self, draft: Metadata, _: str, request: AlterTopic) -> Decision:
+        records = controller.alter_topic(
+            draft, name=request.name, topic_id=request.topic_id, given=request.settings
+        )
+        self._check_fits(records)
+        return records, {}
+
+    def _delete_topic(self, draft: Metadata, _: str, request: DeleteTopic) -> Decision:
+        records = controller.delete_topic(
+            draft, name=request.name, topic_id=request.topic_id, request_id=request.request_id
+        )
+        topic_id = draft.ids[request.name] if records else draft.deletions[request.request_id]
+        return records, {"topic_id": topic_id}
+
+    def _check_fits(self, records: Sequence[MetadataRecord]) -> None:
+        """That the batches of a topic fit into the frames that nodes take."""
+        limit = self._settings.batch_max
+        for record in records:
+            if (
+                isinstance(record, TopicCreated | TopicAltered)
+                and record.settings.max_batch > limit
+            ):
+                raise InvalidSetting(
+                    f"max_batch: found {format_size(record.settings.max_batch)}, expected at most "
+                    f"{format_size(limit)}: a batch has to fit into a frame (limits: frame)",
+                    setting="max_batch",
+                )

@@ -1,0 +1,147 @@
+"""Requests of this node to the controller, wherever that is: its own, and those that it passes on for clients.
+
+Owns who waits for the controller's answer. A request is repeated to whoever is the controller until it is answered, for
+messages may be lost and controllers change; every request is made so that the same again does no harm. An answer takes
+effect once this node has applied the metadata that it goes by: so whoever hears it here sees what it says.
+
+======== ======================================== ======== ========================================================
+state    on                                       next     effect
+======== ======================================== ======== ========================================================
+asked    an answer that another try can better    asked    asked again after `AGAIN_MS`
+asked    any other answer                         answered waits for the metadata
+asked    another controller, or `AGAIN_MS` passed asked    asked again
+asked    its time is up                           done     told that the outcome is unknown
+answered the metadata are applied so far          done     told the result, or the refusal
+======== ======================================== ======== ========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from zbroker.broker.control import Answer, ControllerDesk
+from zbroker.broker.mesh import Mesh
+from zbroker.cluster.quorum import MetadataPartition
+from zbroker.errors import NotReady, ZBrokerError, from_wire
+from zbroker.protocol.peers import ControllerRequest, Decided, Forward
+
+AGAIN_MS = 200
+
+OnDone = Callable[[Answer], None]
+
+
+class _Petition(msgspec.Struct):
+    """One request that waits."""
+
+    number: int
+    request: ControllerRequest
+    done: OnDone
+    deadline: int | None
+    asked_at: int = -1_000_000
+    asked: str | None = None
+    answer: Answer | None = None
+
+
+class Petitions:
+    """All requests of one node to the controller. See the module for what becomes of each."""
+
+    def __init__(
+        self, node: str, metadata: MetadataPartition, desk: ControllerDesk, mesh: Mesh
+    ) -> None:
+        self._node = node
+        self._metadata = metadata
+        self._desk = desk
+        self._mesh = mesh
+        self._open: dict[int, _Petition] = {}
+        self._last = 0
+        self._now = self._wall = 0
+
+    def ask(
+        self, request: ControllerRequest, done: OnDone, now: int, *, timeout: int | None = None
+    ) -> None:
+        """Asks the controller; `done` hears of the answer once it holds here.
+
+        Args:
+            timeout: ms after which the outcome is unknown; None waits for as long as it takes.
+        """
+        self._now = now
+        self._last += 1
+        deadline = None if timeout is None else now + timeout
+        petition = self._open[self._last] = _Petition(self._last, request, done, deadline)
+        self._send(petition)
+
+    def take(self, sender: str, message: Forward, wall: int) -> None:
+        """Another node's request: answered if this node is the controller."""
+
+        def answer(found: Answer) -> None:
+            error = found.error
+            decided = Decided(number=message.number, end=found.end, result=found.result)
+            if error is not None:
+                decided.code, decided.message = error.code, str(error)
+                decided.details, decided.outcome_unknown = error.details, error.outcome_unknown
+            self._mesh.send(sender, decided)
+
+        self._desk.take(sender, message.request, answer, wall)
+
+    def on_decided(self, message: Decided) -> None:
+        """The controller's answer."""
+        error: ZBrokerError | None = None
+        if message.code:
+            error = from_wire(
+                message.code, message.message, message.details,
+                outcome_unknown=message.outcome_unknown,
+            )  # fmt: skip
+        self._answered(message.number, Answer(message.end, message.result, error))
+
+    def on_tick(self, now: int, wall: int) -> None:
+        """About every 100 ms."""
+        self._now, self._wall = now, wall
+        for petition in list(self._open.values()):
+            if petition.deadline is not None and now >= petition.deadline:
+                del self._open[petition.number]
+                petition.done(Answer(0, error=NotReady(
+                    "the controller did not answer in time; it may have carried the request out",
+                    outcome_unknown=True,
+                )))  # fmt: skip
+            elif petition.answer is None and now - petition.asked_at >= AGAIN_MS:
+                self._send(petition)
+
+    def on_metadata(self, now: int) -> None:
+        """The metadata grew, or another node leads them."""
+        self._now = now
+        applied, leader = self._metadata.applied, self._metadata.leader
+        for petition in list(self._open.values()):
+            if petition.answer is None:
+                if leader is not None and petition.asked != leader:
+                    self._send(petition)
+            elif petition.answer.end <= applied and petition.number in self._open:
+                del self._open[petition.number]
+                petition.done(petition.answer)
+
+    def _send(self, petition: _Petition) -> None:
+        leader = self._metadata.leader
+        petition.asked, petition.asked_at = leader, self._now
+        number = petition.number
+        if leader == self._node:
+            self._desk.take(
+                self._node,
+                petition.request,
+                lambda answer: self._answered(number, answer),
+                self._wall,
+            )
+        elif leader is not None:
+            self._mesh.send(leader, Forward(number=number, request=petition.request))
+
+    def _answered(self, number: int, answer: Answer) -> None:
+        petition = self._open.get(number)
+        if petition is None or petition.answer is not None:
+            return
+        if isinstance(answer.error, NotReady):
+            petition.asked = None
+            return  # asked again when its time comes
+        petition.answer = answer
+        if answer.end <= self._metadata.applied:
+            del self._open[number]
+            petition.done(answer)
