@@ -29,7 +29,7 @@ QUEUE_MAX = 1000
 """Messages that may wait for one lane; leaders bound the bytes by what followers have credited."""
 RECONNECT_MS, RECONNECT_MAX_MS = 20, 200
 CONNECT_TIMEOUT_MS = 1000
-"""How long a TCP connect may take: left alone, the system repeats it ever more rarely, and a machine that is back waits."""
+"""How long a TCP connect may take: left alone, the system repeats it ever more rarely, while a machine is back."""
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, HEARTBEAT_TTL_MS = 1000, 3000, 10_000
 """ZMTP's own heartbeats: they end connections to and from machines that are gone without a word."""
 RESOLVE_MS = 2000

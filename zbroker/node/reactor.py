@@ -1,7 +1,7 @@
 """The node's loop: one thread that owns the sockets, and calls the broker with what comes and with the time.
 
-Owns the order of a turn: completions first, for they free what others wait for, then requests, then subscriptions,
-each at most so many a turn that none starves the others, then what is due by time.
+Owns the order of a turn: completions first, for they free what others wait for, then what other nodes say, then
+requests, then subscriptions, each at most so many a turn that none starves the others, then what is due by time.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from collections.abc import Callable
 import zmq
 
 from zbroker.broker.broker import Broker
+from zbroker.node.links import Links
 from zbroker.node.memory import MemoryGuard
 from zbroker.node.sockets import Sockets
 from zbroker.node.storage import ThreadedStorage
 
 REQUESTS_A_TURN = 64
+CONTROL_A_TURN = 256
+DATA_A_TURN = 32
 SUBSCRIPTIONS_A_TURN = 256
 TICK_MS = 100
 
@@ -29,6 +32,7 @@ class Reactor:
         self,
         broker: Broker,
         sockets: Sockets,
+        links: Links,
         storage: ThreadedStorage,
         *,
         stop_requested: Callable[[], bool],
@@ -45,24 +49,29 @@ class Reactor:
         """
         self._broker = broker
         self._sockets = sockets
+        self._links = links
         self._storage = storage
         self._stop_requested = stop_requested
         self._wake_fd = wake_fd
         self._on_tick = on_tick
         self._memory = memory
+        self._of_peers: set[zmq.Socket[bytes] | int] = set()
 
     def run(self, *, stop_timeout_ms: int) -> None:
         """Turns until the broker has stopped or failed, or stopping took longer than it may."""
-        broker, sockets, storage = self._broker, self._sockets, self._storage
+        broker, sockets, links = self._broker, self._sockets, self._links
+        storage = self._storage
         poller = self._new_poller()
         now = monotonic_ms()
         next_tick, deadline = now, None
         broker.start(now, wall_ms())
         while broker.state not in ("stopped", "failed"):
-            ready = {socket for socket, _ in poller.poll(max(0, next_tick - now))}
+            ready = {socket for socket, _ in poller.poll(max(0, self._next(next_tick) - now))}
             now = monotonic_ms()
             for completion in storage.completions():
                 broker.on_event(completion, now)
+            if not self._of_peers.isdisjoint(ready):
+                self._hear_peers(now)
             if sockets.router in ready:
                 wall = wall_ms()
                 for client, frames in sockets.requests(REQUESTS_A_TURN, now):
@@ -70,12 +79,20 @@ class Reactor:
             if sockets.xpub in ready:
                 for subject in sockets.subscriptions(SUBSCRIPTIONS_A_TURN):
                     broker.on_subscribe(subject)
+            if broker.due is not None and now >= broker.due:
+                broker.on_tick(now, wall_ms())
+            if links.due is not None and now >= links.due:
+                links.on_tick(now)
+                self._hear_peers(now)
             if now >= next_tick:
                 next_tick = now + TICK_MS
+                links.on_tick(now)
+                self._hear_peers(now)
                 broker.on_tick(now, wall_ms())
                 self._on_tick()
                 if self._memory.is_exceeded():
                     sockets.reopen()
+                    links.reopen()
                     self._memory.settle()
                     poller = self._new_poller()
             if self._wake_fd in ready:
@@ -86,10 +103,30 @@ class Reactor:
             if deadline is not None and now >= deadline:
                 return
 
+    def _next(self, next_tick: int) -> int:
+        """When something is due by time, monotonic ms."""
+        for due in (self._broker.due, self._links.due):
+            if due is not None and due < next_tick:
+                next_tick = due
+        return next_tick
+
+    def _hear_peers(self, now: int) -> None:
+        """What other nodes say, and what the links to them show."""
+        broker, links = self._broker, self._links
+        for node, event in links.events(now):
+            broker.on_link(node, event, now)
+        for frames in links.received("control", CONTROL_A_TURN):
+            broker.on_peer(frames, now, wall_ms())
+        for frames in links.received("data", DATA_A_TURN):
+            broker.on_peer(frames, now, wall_ms())
+
     def _new_poller(self) -> zmq.Poller:
         poller = zmq.Poller()
         poller.register(self._sockets.router, zmq.POLLIN)
         poller.register(self._sockets.xpub, zmq.POLLIN)
+        self._of_peers = set(self._links.sockets())
+        for socket in self._of_peers:
+            poller.register(socket, zmq.POLLIN)
         poller.register(self._storage.fileno(), zmq.POLLIN)
         poller.register(self._wake_fd, zmq.POLLIN)
         return poller

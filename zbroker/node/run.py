@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
 import secrets
 import signal
@@ -22,6 +23,7 @@ from zbroker.node import logs, metrics
 from zbroker.node.files import RealFiles
 from zbroker.node.folder import DataFolder
 from zbroker.node.http import HttpServer
+from zbroker.node.links import Links
 from zbroker.node.memory import MemoryGuard
 from zbroker.node.reactor import Reactor
 from zbroker.node.sockets import Sockets
@@ -66,13 +68,20 @@ def run_node(
             me.listen, me.address.port, frame_max=limits.frame, clients_max=limits.clients
         )
         stack.callback(lambda: sockets.close(LINGER_MS))
+        peers = {
+            each.name: each.address for each in config.cluster.nodes if each.name != config.node
+        }
+        links = Links(sockets.context, me.listen, me.address.port, peers, frame_max=limits.frame)
+        stack.callback(lambda: links.close(LINGER_MS))
         storage = ThreadedStorage(RealFiles(str(config.data)))
         stack.callback(storage.close)
         broker = Broker(
             _broker_settings(config, folder),
             storage=storage,
             transport=sockets,
+            peers=links,
             fresh_id=lambda: secrets.token_hex(16),
+            random=random.random,
             report=report,
         )
         latest = _Latest(broker, sockets)
@@ -84,6 +93,7 @@ def run_node(
         reactor = Reactor(
             broker,
             sockets,
+            links,
             storage,
             stop_requested=lambda: stopping.requested,
             wake_fd=stopping.wake_fd,
@@ -166,6 +176,7 @@ def _broker_settings(config: Config, folder: DataFolder) -> BrokerSettings:
         host=me.address.host,
         port=me.address.port,
         rack=me.rack,
+        peers=tuple(each.name for each in config.cluster.nodes if each.name != config.node),
         voters=config.cluster.voters,
         topic_defaults=config.cluster.topics,
         frame_max=config.limits.frame,
