@@ -17,6 +17,16 @@ settings.register_profile(
 settings.load_profile("zbroker")
 
 
+SUMMARY_WIDTH = 600
+"""Characters of a line of pytest's summary where no terminal sets a width: a failure's reason is not cut off."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Has the lines that name failures say why also where they go to a file; they come after this."""
+    if not terminalreporter.isatty():
+        terminalreporter.config.get_terminal_writer().fullwidth = SUMMARY_WIDTH
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[NodeProcess]:
     """A real node with default settings, as a process of its own."""
