@@ -184,10 +184,10 @@ def test_after_an_expired_batch_the_rest_is_resolved_before_anything_new(arrives
     fates = iter(["deaf" if arrives else "lost"])
     world.fate = lambda request: next(fates, "lost") if is_produce(request) else "ok"
     world.send(big(0))
-    world.run(until=world.now + 3.0)
+    world.run(until=world.now + 4.5)
     for n in range(1, 12):
         world.send(big(n))
-    world.run(until=world.now + 2.5)
+    world.run(until=world.now + 1.0)
     assert isinstance(outcome(world.deliveries[0][1]), DeliveryTimeout)
     world.fate = lambda _request: "ok"
     world.run()

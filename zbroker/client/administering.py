@@ -2,28 +2,32 @@
 
 Pure. A `Task` is one request that is repeated, unchanged but for its correlation number, until it is answered for good
 or its time is up. Requests that change something carry a random id of their own, by which the cluster knows a repeated
-one again.
+one again, so a task for any server may go to several: first to the controller, where it is known, whose metadata are
+never older than what it has answered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from zbroker.client.exchange import Backoff, Call, Exchange, Outcome
-from zbroker.client.metadata import Cluster
-from zbroker.errors import NotLeader, ServersUnreachable, ZBrokerError
+from zbroker.client.exchange import Call, Exchange, Outcome, Retries, moving
+from zbroker.client.inquiry import PATIENCE, Inquiry
+from zbroker.client.metadata import UNKNOWN_GRACE, Cluster
+from zbroker.errors import NotLeader, NotReady, ServersUnreachable, ZBrokerError
 from zbroker.protocol import messages
 from zbroker.units import Address
 
 ATTEMPT = 5.0
-"""Seconds that one server has to answer before another is asked."""
+"""Seconds that one server has to answer."""
+CHANGE_PATIENCE = 1.0
+"""Seconds of silence after which a second server is asked for a change, which takes the disks of a majority."""
 
 
 class Task:
     """One request of the application's.
 
     `target` is None for any server, an address for that one alone, or (topic, partition) for its leader. `attempts`
-    bounds how often it is tried; None is until the deadline.
+    bounds how often it is tried; None is until the deadline. `timeout` is how many seconds a server has each time.
     """
 
     def __init__(
@@ -32,17 +36,20 @@ class Task:
         target: Address | tuple[str, int] | None = None,
         *,
         attempts: int | None = None,
+        timeout: float = ATTEMPT,
     ) -> None:
         self.message = message
         self.target = target
         self.attempts = attempts
+        self.timeout = timeout
+        self.since = 0.0
         self.deadline = 0.0
         self.done: Callable[[Outcome], None] = lambda _outcome: None
-        self.turn = 0
         self.retry_at = 0.0
         self.call: Call | None = None
+        self.inquiry: Inquiry | None = None
         self.last: ZBrokerError | None = None
-        self.backoff: Backoff | None = None
+        self.retries: Retries | None = None
 
 
 class AdminCore:
@@ -56,8 +63,8 @@ class AdminCore:
 
     def submit(self, task: Task, timeout: float, now: float) -> None:
         """Takes a task on."""
-        task.deadline = now + timeout
-        task.backoff = Backoff(self._random)
+        task.since, task.deadline = now, now + timeout
+        task.retries = Retries(self._random)
         self.tasks[task] = None
         if isinstance(task.target, tuple) and not isinstance(task.target, Address):
             self._cluster.want(task.target[0], now)
@@ -78,31 +85,58 @@ class AdminCore:
 
     def _advance(self, task: Task, now: float) -> float | None:
         if now >= task.deadline:
-            if task.call is not None:
-                self.exchange.abandon(task.call)
+            self._drop(task)
             self._finish(task, self._too_late(task))
             return None
+        if task.inquiry is not None:
+            asks = task.inquiry.step(now)
+            return task.deadline if asks is None else min(asks, task.deadline)
         if task.call is not None:
             return task.deadline
         if now < task.retry_at:
             return min(task.retry_at, task.deadline)
-        address = self._address(task, now)
-        if address is None:
-            return task.deadline
-        task.call = self.exchange.request(
-            address, task.message, lambda call, outcome, _body, at: self._answered(task, call, outcome, at),
-            now=now, timeout=min(ATTEMPT, task.deadline - now),
-        )  # fmt: skip
+        if task.target is None:
+            return self._inquire(task, now)
+        address = self._address(task, task.target, now)
+        if address is not None:
+            task.call = self.exchange.request(
+                address, task.message, lambda call, outcome, _body, at: self._answered(task, call, outcome, at),
+                now=now, timeout=min(task.timeout, task.deadline - now),
+            )  # fmt: skip
         return task.deadline
 
-    def _address(self, task: Task, now: float) -> Address | None:
-        target = task.target
+    def _inquire(self, task: Task, now: float) -> float:
+        """Asks any server, the controller first."""
+        cluster = self._cluster
+        controller = cluster.nodes.get(cluster.controller or "")
+        candidates = cluster.candidates()
+        if controller is not None and controller not in cluster.failures:
+            candidates.insert(0, controller)
+        changes = hasattr(task.message, "request_id")
+
+        def failed(address: Address, outcome: Outcome) -> Address | None:
+            cluster.on_failure(address, outcome)
+            if isinstance(outcome, NotLeader):
+                return cluster.nodes.get(str(outcome.details.get("leader")))
+            return None
+
+        task.inquiry = Inquiry(
+            self.exchange, task.message, candidates, timeout=min(task.timeout, task.deadline - now),
+            patience=CHANGE_PATIENCE if changes else PATIENCE, accepts=self._is_final, failed=failed,
+            done=lambda address, outcome, at: self._inquired(task, address, outcome, at),
+        )  # fmt: skip
+        task.inquiry.start(now)
+        asks = task.inquiry.step(now)
+        return task.deadline if asks is None else min(asks, task.deadline)
+
+    def _is_final(self, outcome: Outcome) -> bool:
+        if isinstance(outcome, messages.MetadataReply):
+            return self._cluster.is_news(outcome)
+        return not isinstance(outcome, ZBrokerError) or not outcome.retriable
+
+    def _address(self, task: Task, target: Address | tuple[str, int], now: float) -> Address | None:
         if isinstance(target, Address):
             return target
-        if target is None:
-            known = (*self._cluster.servers, *self._cluster.nodes.values())
-            candidates = list(dict.fromkeys(known))
-            return candidates[task.turn % len(candidates)]
         topic, partition = target
         error = self._cluster.missing.get(topic)
         if error is not None:
@@ -114,7 +148,7 @@ class AdminCore:
             self._finish(task, task.last)
             return None
         if leader is None or leader.address is None:
-            self._cluster.refresh(now, 0.1)
+            self._cluster.chase(now)
             return None
         return leader.address
 
@@ -122,20 +156,44 @@ class AdminCore:
         if task.call is not call:
             return
         task.call = None
+        if isinstance(outcome, NotLeader) and not isinstance(task.target, Address) and task.target:
+            self._cluster.on_not_leader(*task.target, outcome.details, now)
+        self._ended(task, outcome, now)
+
+    def _inquired(self, task: Task, address: Address, outcome: Outcome, now: float) -> None:
+        if self._is_final(outcome):
+            self._cluster.failures.pop(address, None)
+        self._ended(task, outcome, now)
+
+    def _ended(self, task: Task, outcome: Outcome, now: float) -> None:
+        """An attempt has ended, at one server or at all of them."""
+        task.inquiry = None
+        if isinstance(outcome, messages.MetadataReply):
+            if self._cluster.is_news(outcome):
+                self._cluster.learn(outcome, now)
+            else:
+                outcome = NotReady("the servers that answer know an older state of the cluster")
         if not isinstance(outcome, ZBrokerError):
             self._finish(task, outcome)
             return
         task.last = outcome
         if task.attempts is not None:
             task.attempts -= 1
-        if not outcome.retriable or task.attempts == 0 or outcome.code == "unknown_topic":
+        unknown = outcome.code == "unknown_topic" and now >= task.since + UNKNOWN_GRACE
+        if self._is_final(outcome) or task.attempts == 0 or unknown:
             self._finish(task, outcome)
             return
-        assert task.backoff is not None
-        task.turn += 1
-        task.retry_at = now + task.backoff.next()
-        if outcome.hint == "refresh" or isinstance(outcome, NotLeader):
-            self._cluster.refresh(now)
+        assert task.retries is not None
+        task.retry_at = now + task.retries.after(outcome)
+        if moving(outcome) and task.target is not None:
+            self._cluster.chase(now)
+
+    def _drop(self, task: Task) -> None:
+        if task.call is not None:
+            self.exchange.abandon(task.call)
+        if task.inquiry is not None:
+            task.inquiry.abandon()
+        task.call = task.inquiry = None
 
     def _too_late(self, task: Task) -> ZBrokerError:
         last = task.last

@@ -26,7 +26,7 @@ from zbroker.client.metadata import Cluster
 from zbroker.client.producer import servers_of
 from zbroker.client.records import Record, TopicPartition
 from zbroker.client.serializers import Deserializer, FromBytes, deserializer
-from zbroker.errors import ClientClosed, InvalidRequest, SerializationError, ZBrokerError
+from zbroker.errors import ClientClosed, Diverged, InvalidRequest, SerializationError, ZBrokerError
 from zbroker.protocol import messages
 from zbroker.protocol.batch import APPEND_TIME, decode_rows
 from zbroker.units import Address
@@ -59,9 +59,9 @@ class ConsumerMachine:
         asks = self.cluster.step(now)
         return wanted if asks is None else asks if wanted is None else min(asks, wanted)
 
-    def on_push(self, _address: Address, push: messages.Push, body: Body, now: float) -> None:
+    def on_push(self, address: Address, push: messages.Push, body: Body, now: float) -> None:
         """A batch or a beacon."""
-        self.core.on_push(push, body, now)
+        self.core.on_push(push, body, now, address)
 
     def on_change(self, change: messages.ClusterChange, now: float) -> None:
         """A node announced new metadata."""
@@ -226,7 +226,7 @@ class ConsumerBase(Guarded):
         return False
 
     def _tell(self, error: ZBrokerError) -> None:
-        self._bad = error
+        self._bad = None if isinstance(error, Diverged) else error  # its offsets can be read
         self._told = True
         raise copied(error)
 
@@ -530,6 +530,11 @@ class Consumer(ConsumerBase):
     Errors that name offsets (`DataDamaged`, `InvalidRecord`, `SerializationError`) are raised in place of the records:
     `skip_damaged()` or `seek()` goes on behind them, calling again tries again. After `Diverged` and `TopicChanged`
     the next call goes on by itself. Servers that cannot be reached are tried for ever.
+
+    `Diverged` comes after an unclean election: a partition's log lost records that had been handed over. It is raised
+    once, with `details["topic"]`, `["partition"]`, and the range `["first"]` to before `["next"]`: what was handed over
+    at these offsets is no longer what is there. The next call goes on at `first`, with the records that are there now.
+    A new leader that has everything, as it does after any other election, is not noticed.
     """
 
     def _prepare(self) -> None:

@@ -17,6 +17,11 @@ stopped   paused, at its end, or an error   starting or fetching, by `seek` and 
           waits for the application
 ========= ================================= ==========================================================
 
+A partition gets another leader: what is under way to the one before is abandoned, and the new one is asked and
+subscribed to at once. Its first answer to a fetch says whether its log still has the record before the position. Where
+it has not (an unclean election), the position goes back to where both histories part, and the application is told which
+offsets changed, once, before anything of the new history.
+
 Back-pressure: while `buffer_bytes` wait for the application nothing is fetched, and what is pushed is dropped and the
 subscription ended; it is fetched later. The sockets are always read.
 """
@@ -30,15 +35,17 @@ from typing import Literal
 
 import msgspec
 
-from zbroker.client.exchange import Backoff, Body, Call, Exchange, Outcome, Subscription
-from zbroker.client.metadata import Cluster, TopicView
+from zbroker.client.exchange import Body, Call, Exchange, Outcome, Retries, Subscription, moving
+from zbroker.client.metadata import Cluster, Leader, TopicView
 from zbroker.client.records import TopicPartition
 from zbroker.client.splice import Piece, Splice
 from zbroker.errors import (
     CorruptBatch,
     DataDamaged,
     Diverged,
+    NotLeader,
     OffsetOutOfRange,
+    StaleEpoch,
     TopicChanged,
     UnknownPartition,
     ZBrokerError,
@@ -53,10 +60,10 @@ Start = Literal["earliest", "latest"] | int | tuple[Literal["time"], int]
 OutOfRange = Literal["raise", "earliest", "latest"]
 
 FETCH_WAIT = 0.5
-"""Seconds that a fetch at the head waits for a record while nothing is pushed yet."""
+"""Seconds that a fetch at the head waits for a record: nothing is pushed yet, or a new leader does not serve yet what
+the one before had committed."""
 PUSH_SILENCE = 2.0
 """Seconds without a push or a beacon after which a live reader fetches again."""
-LEADERLESS_PAUSE = 0.1
 CORRUPT_PATIENCE = 3
 """Times that a corrupt chunk is fetched again before the application is told."""
 
@@ -90,12 +97,12 @@ class Reader:
     """One partition being read."""
 
     __slots__ = (
-        "address", "backoff", "call", "corrupt", "emitted", "end", "generation", "heard_at", "moved", "place",
-        "resume", "retry_at", "splice", "start", "state", "subscribed", "topic_id",
+        "call", "corrupt", "emitted", "end", "generation", "heard_at", "last_error", "leader", "moved",
+        "place", "resume", "retries", "retry_at", "rewound", "splice", "start", "state", "subscribed", "topic_id",
     )  # fmt: skip
 
     def __init__(
-        self, place: TopicPartition, topic_id: str, start: Start, backoff: Backoff
+        self, place: TopicPartition, topic_id: str, start: Start, retries: Retries
     ) -> None:
         self.place = place
         self.topic_id = topic_id
@@ -107,12 +114,17 @@ class Reader:
         self.end: int | None = None
         """Where to stop, with `until_end`."""
         self.call: Call | None = None
-        self.address: Address | None = None
+        self.leader: Leader | None = None
+        """Whom the request under way went to."""
         self.subscribed: Address | None = None
         self.heard_at: float | None = None
         self.retry_at = 0.0
-        self.backoff = backoff
+        self.retries = retries
+        self.last_error: ZBrokerError | None = None
+        """Why the last request is to be repeated."""
         self.corrupt = 0
+        self.rewound: int | None = None
+        """The position before the log was found to be another one; the application is to be told."""
         self.emitted = -1
         """The position that the application will know of once it has taken what is ready."""
         self.resume: Literal["starting", "fetching"] | None = None
@@ -218,13 +230,18 @@ class ConsumerCore:
                     wanted = due
         return wanted
 
-    def on_push(self, push: messages.Push, body: Body, now: float) -> None:
-        """A batch or a beacon of a partition."""
+    def on_push(
+        self, push: messages.Push, body: Body, now: float, sender: Address | None = None
+    ) -> None:
+        """A batch or a beacon of a partition, from whoever published it."""
         reader = self._by_id.get((push.topic_id, push.partition))
         if reader is None or reader.state in ("starting", "stopped"):
             return
-        reader.heard_at = now
         splice = reader.splice
+        if splice.is_stale(push.epoch):
+            return
+        if sender is None or sender == reader.subscribed:
+            reader.heard_at = now
         if body is None:
             splice.on_beacon(push)
         elif self._full() or (reader.end is not None and splice.position >= reader.end):
@@ -237,8 +254,8 @@ class ConsumerCore:
                 logger.warning(
                     "a pushed batch of %s is no good and will be fetched: %s", reader.place, error
                 )
-        if reader.state == "fetching" and reader.subscribed is not None and not splice.behind:
-            reader.state = "live"
+        if reader.state == "fetching" and reader.heard_at is not None:
+            self._go_live(reader)
 
     # Topics and partitions ---
 
@@ -262,7 +279,7 @@ class ConsumerCore:
                 # What appears after the first look is new: all of its records are.
                 start = "earliest" if view.name in self._known else self.settings.start
                 start = self.settings.starts.get(place, start)
-                reader = Reader(place, view.topic_id, start, Backoff(self._random))
+                reader = Reader(place, view.topic_id, start, Retries(self._random))
                 self.readers[place] = reader
                 self._by_id[(view.topic_id, number)] = reader
             elif reader.topic_id != view.topic_id:
@@ -284,6 +301,8 @@ class ConsumerCore:
         self._by_id.pop((reader.topic_id, reader.place.partition), None)
         self._by_id[(view.topic_id, reader.place.partition)] = reader
         reader.topic_id = view.topic_id
+        reader.splice = Splice(0)
+        reader.rewound = None
         reader.start = "earliest"
         reader.state = "starting"
         reader.emitted = -1
@@ -312,16 +331,16 @@ class ConsumerCore:
     def _advance(self, reader: Reader, now: float) -> float | None:
         leader = self._cluster.leader(reader.place.topic, reader.place.partition)
         if leader is None or leader.address is None:
-            self._cluster.refresh(now, LEADERLESS_PAUSE)
+            self._cluster.chase(now)
             self._unsubscribe(reader)
             return None
-        if leader.address != reader.address:
-            self._drop_call(reader)
-            self._unsubscribe(reader)
-            reader.address = leader.address
+        if leader is not reader.leader:
+            self._leader_changed(reader, leader)
         if reader.call is not None:
             return None
         if now < reader.retry_at:
+            if reader.last_error is not None and moving(reader.last_error):
+                self._cluster.chase(now)
             return reader.retry_at
         if reader.state == "starting":
             self._ask_start(reader, leader.address, now)
@@ -330,13 +349,24 @@ class ConsumerCore:
             silent_at = (reader.heard_at or now) + PUSH_SILENCE
             if now >= silent_at:
                 reader.state = "fetching"
-            elif not reader.splice.behind:
+            elif reader.splice.trusted and not reader.splice.behind:
                 return silent_at
         if self._full():
             self.stalled = True
             return None
         self._fetch(reader, leader.address, now)
         return None
+
+    def _leader_changed(self, reader: Reader, leader: Leader) -> None:
+        """Whoever leads now is asked at once."""
+        before, reader.leader = reader.leader, leader
+        if before is None or (before.address, before.epoch) == (leader.address, leader.epoch):
+            return
+        if leader.address != before.address:
+            self._drop_call(reader)
+            self._unsubscribe(reader)
+        reader.retry_at = 0.0
+        reader.retries.reset()
 
     def _ask_start(self, reader: Reader, address: Address, now: float) -> None:
         start = reader.start
@@ -364,15 +394,19 @@ class ConsumerCore:
         if not isinstance(outcome, messages.OffsetsReply):
             self._failed(reader, outcome, now)
             return
-        reader.backoff.reset()
+        if reader.splice.is_stale(outcome.leader_epoch):
+            self._failed(
+                reader, StaleEpoch(f"{call.address} has been succeeded as the leader"), now
+            )
+            return
+        self._answered(reader)
         if self.settings.until_end and reader.end is None:
             reader.end = outcome.high_watermark
         if isinstance(reader.start, int):
             self._place(reader, reader.start, -1)
         else:
             self._place(reader, outcome.offset, outcome.epoch)
-        reader.splice.head = outcome.high_watermark
-        reader.splice.log_start = outcome.log_start
+        reader.splice.on_ends(outcome.leader_epoch, outcome.high_watermark, outcome.log_start)
         self._emit(reader, reader.splice.position)
         if not isinstance(reader.start, int) or reader.start <= outcome.high_watermark:
             self._check_end(reader)  # else a fetch is to say what is wrong with the offset
@@ -383,19 +417,19 @@ class ConsumerCore:
         self.ready.append(Ready(reader.place, reader.generation, position))
 
     def _place(self, reader: Reader, position: int, epoch: int) -> None:
-        head = reader.splice.head
+        before = reader.splice
         reader.splice = Splice(position, epoch)
-        reader.splice.head = head
+        reader.splice.on_ends(before.leader_epoch, before.head, before.log_start)
+        reader.rewound = None
         reader.start = position
         reader.state = "fetching"
         reader.emitted = position
 
     def _fetch(self, reader: Reader, address: Address, now: float) -> None:
         splice = reader.splice
-        at_head = not splice.behind
-        if at_head and reader.subscribed is None:
+        if not splice.behind and reader.subscribed is None:
             self._subscribe(reader, address)
-        wait = FETCH_WAIT if at_head else 0.0
+        wait = FETCH_WAIT if splice.trusted else 0.0
         request = messages.Fetch(
             topic=reader.place.topic, topic_id=reader.topic_id, partition=reader.place.partition,
             offset=max(splice.position, 0), epoch=splice.epoch, max_bytes=self.settings.fetch_bytes,
@@ -416,20 +450,34 @@ class ConsumerCore:
             self._failed(reader, outcome, now)
             return
         splice = reader.splice
+        if splice.is_stale(outcome.epoch):
+            self._failed(
+                reader, StaleEpoch(f"{call.address} has been succeeded as the leader"), now
+            )
+            return
+        if reader.rewound is not None:
+            self._tell_rewound(reader)
+            return
         try:
             pieces = splice.on_fetch(outcome, body if body is not None else b"")
         except ZBrokerError as error:
             self._corrupt(reader, error, now)
             return
         reader.corrupt = 0
-        reader.backoff.reset()
+        self._answered(reader)
         self._hand_over(reader, pieces)
         if reader.state == "stopped":
             return
         span = splice.position - outcome.base
         if splice.head - splice.position <= span and reader.subscribed is None and not self._full():
             self._subscribe(reader, call.address)
-        if reader.heard_at is not None and reader.subscribed is not None and not splice.behind:
+        if reader.heard_at is not None:
+            self._go_live(reader)
+
+    @staticmethod
+    def _go_live(reader: Reader) -> None:
+        splice = reader.splice
+        if reader.subscribed is not None and splice.trusted and not splice.behind:
             reader.state = "live"
 
     def _hand_over(self, reader: Reader, pieces: list[Piece]) -> None:
@@ -478,21 +526,38 @@ class ConsumerCore:
         if isinstance(error, OffsetOutOfRange):
             self._out_of_range(reader, error)
         elif isinstance(error, Diverged):
-            self._diverged(reader, error)
+            epoch, end = error.details.get("epoch"), error.details.get("end")
+            if isinstance(epoch, int) and isinstance(end, int):
+                self._rewind(reader, epoch, end)
+            else:  # it does not say: nothing of the last epoch is left, perhaps
+                self._rewind(reader, reader.splice.epoch - 1, reader.splice.position - 1)
         elif error.retriable:
-            reader.retry_at = now + reader.backoff.next()
+            reader.last_error = error
+            reader.retry_at = now + reader.retries.after(error)
             reader.heard_at = None
             if reader.state == "live":
                 reader.state = "fetching"
-            if error.hint == "refresh" or error.code in ("unreachable", "timed_out"):
-                self._cluster.refresh(now)
+            if isinstance(error, NotLeader):
+                self._cluster.on_not_leader(*reader.place, error.details, now)
+            if moving(error):
+                self._cluster.chase(now)
         else:
             self._stop_with(reader, error)
+
+    @staticmethod
+    def _answered(reader: Reader) -> None:
+        if reader.last_error is not None:
+            reader.last_error = None
+            reader.retries.reset()
 
     def _out_of_range(self, reader: Reader, error: OffsetOutOfRange) -> None:
         policy = self.settings.on_out_of_range
         start, end = error.details.get("start"), error.details.get("end")
         place, position = reader.place, reader.splice.position
+        if reader.splice.epoch >= 0 and isinstance(end, int) and end < position:
+            # What was read is beyond the log's end: it is another log, not one that retention has shortened.
+            self._rewind(reader, reader.splice.epoch, end)
+            return
         if policy == "raise" or reader.moved:
             reader.moved = False
             error.details.update(topic=place.topic, partition=place.partition, offset=position)
@@ -505,25 +570,35 @@ class ConsumerCore:
         reader.start = policy
         reader.state = "starting"
 
-    def _diverged(self, reader: Reader, error: Diverged) -> None:
-        end = error.details.get("end")
-        place, position = reader.place, reader.splice.position
-        resume = min(position, end) if isinstance(end, int) else position
-        wrong = Diverged(
-            f"the log of {place.topic}/{place.partition} was rewritten: the records at offsets {resume} to "
-            f"{position - 1} are no longer those that were read; the next call reads them again",
-            topic=place.topic, partition=place.partition, first=resume, next=position, **{
-                name: value for name, value in error.details.items() if name in ("epoch", "end")
-            },
-        )  # fmt: skip
-        epoch = error.details.get("epoch")
-        self._place(reader, resume, epoch if isinstance(epoch, int) and resume == end else -1)
-        self._stop_with(reader, wrong)
+    def _rewind(self, reader: Reader, epoch: int, end: int) -> None:
+        """The log is another one than was read: goes back until both agree, and then tells the application."""
+        splice = reader.splice
+        if reader.rewound is None:
+            reader.rewound = splice.position
+        splice.rewind(epoch, max(0, min(end, splice.position)))
+        if reader.state == "live":
+            reader.state = "fetching"
+
+    def _tell_rewound(self, reader: Reader) -> None:
+        place, position, before = reader.place, reader.splice.position, reader.rewound
+        reader.rewound = None
+        assert before is not None
+        if before <= position:
+            return
+        reader.emitted = position
+        if self.settings.until_end:
+            reader.end = None  # it may be beyond what there is now
+            reader.start, reader.state = position, "starting"
+        self._stop_with(reader, Diverged(
+            f"the log of {place.topic}/{place.partition} was rewritten: what is at offsets {position} to {before - 1} "
+            "is no longer what was read there; the next call goes on with what is there now",
+            topic=place.topic, partition=place.partition, first=position, next=before, epoch=reader.splice.epoch,
+        ))  # fmt: skip
 
     def _corrupt(self, reader: Reader, error: ZBrokerError, now: float) -> None:
         reader.corrupt += 1
         if isinstance(error, CorruptBatch) and reader.corrupt < CORRUPT_PATIENCE:
-            reader.retry_at = now + reader.backoff.next()
+            reader.retry_at = now + reader.retries.after(error)
             return
         reader.corrupt = 0
         first = error.details.get("first", reader.splice.position)

@@ -89,6 +89,8 @@ class Exchange:
         self.calls: dict[int, Call] = {}
         self.in_flight: dict[Address, int] = {}
         self.limits: dict[Address, HelloReply] = {}
+        self.when_lost: Callable[[Address, str, float], None] = lambda _address, _reason, _now: None
+        """Told of a lost connection, once all that waited for it has been."""
         self._deadlines: list[tuple[float, int]] = []
         self._last = 0
 
@@ -152,6 +154,7 @@ class Exchange:
             lambda: ServersUnreachable(f"{address}: {reason}", outcome_unknown=True),
             now,
         )
+        self.when_lost(address, reason, now)
 
     def tick(self, now: float) -> None:
         """Ends what is overdue, and reopens the sockets on which it was."""
@@ -199,22 +202,61 @@ class Exchange:
 
 
 class Backoff:
-    """Pauses between attempts: doubling from `first` to `most` seconds, each shortened at random by up to half."""
+    """Pauses between attempts: from `first` to `most` seconds, each shortened at random by up to half.
 
-    __slots__ = ("_attempts", "_first", "_most", "_random")
+    With a `growth` of 1.25 a pause is about a quarter of what has passed since the first attempt, so that waiting adds
+    little to an outage of any length; 2 is for servers that have too much to do.
+    """
 
-    def __init__(self, random: Callable[[], float], first: float = 0.05, most: float = 1.0) -> None:
+    __slots__ = ("_attempts", "_first", "_growth", "_most", "_random")
+
+    def __init__(
+        self,
+        random: Callable[[], float],
+        first: float = 0.01,
+        most: float = 1.0,
+        growth: float = 1.25,
+    ) -> None:
         self._random = random
         self._first = first
         self._most = most
+        self._growth = growth
         self._attempts = 0
 
     def next(self) -> float:
         """Seconds to wait before the next attempt."""
-        pause: float = min(self._most, self._first * 2.0 ** min(self._attempts, 16))
+        pause: float = min(self._most, self._first * self._growth ** min(self._attempts, 64))
         self._attempts += 1
         return pause * (1.0 - 0.5 * self._random())
 
     def reset(self) -> None:
         """An attempt succeeded."""
         self._attempts = 0
+
+
+class Retries:
+    """The pauses after what went wrong with one partition, or one task."""
+
+    __slots__ = ("_quick", "_slow")
+
+    def __init__(self, random: Callable[[], float]) -> None:
+        self._quick = Backoff(random)
+        self._slow = Backoff(random, first=0.05, growth=2.0)
+
+    def after(self, error: ZBrokerError) -> float:
+        """Seconds to wait before the next attempt: few where a leader is changing, more where a node is burdened."""
+        return (self._quick if moving(error) else self._slow).next()
+
+    def reset(self) -> None:
+        """An attempt succeeded, or there is another leader to try."""
+        self._quick.reset()
+        self._slow.reset()
+
+
+def moving(error: ZBrokerError) -> bool:
+    """Whether an error may mean that a partition is getting another leader, or that its leader is about to begin."""
+    return error.hint == "refresh" or error.code in MOVING
+
+
+MOVING = frozenset(("unreachable", "timed_out", "not_ready", "not_enough_replicas"))
+"""Errors without the hint `refresh` after which there may all the same be another leader."""

@@ -26,8 +26,10 @@ Flow = Generator[list[Task], list[Outcome], Result]
 Kind = TypeVar("Kind", bound=messages.Message)
 At = Literal["earliest", "latest"] | tuple[Literal["time"], int]
 
-SIDE_TIMEOUT_ATTEMPTS = 1
-"""How often a node is asked for what a description can do without."""
+SIDE_TIMEOUT = 1.0
+"""Seconds that a node has to tell what a description can do without."""
+SIDE_TIMEOUT_DEAD = 0.25
+"""The same, of a node that the controller takes to be down."""
 
 
 def good(outcome: Outcome, kind: type[Kind]) -> Kind:
@@ -63,15 +65,34 @@ def metadata(topics: list[str] | None) -> Flow[messages.MetadataReply]:
 
 
 def find_topic(name: str) -> Flow[tuple[messages.MetadataReply, messages.Topic]]:
-    """One topic's metadata, or `UnknownTopic`."""
+    """One topic's metadata, or `UnknownTopic`.
+
+    A server that does not know the topic may be behind: the controller has the last word.
+    """
     reply = yield from metadata([name])
+    topic = _topic_of(reply, name)
+    if topic is None:
+        controller = [
+            Address(node.host, node.port) for node in reply.nodes if node.name == reply.controller
+        ]
+        for address in controller:
+            (outcome,) = yield [
+                Task(messages.Metadata(topics=[name]), address, attempts=1, timeout=SIDE_TIMEOUT)
+            ]
+            if isinstance(outcome, messages.MetadataReply):
+                reply, topic = outcome, _topic_of(outcome, name)
+    if topic is None:
+        raise UnknownTopic(f"there is no topic {name!r}", topic=name)
+    return reply, topic
+
+
+def _topic_of(reply: messages.MetadataReply, name: str) -> messages.Topic | None:
     for topic in reply.topics:
-        if topic.name == name:
-            if topic.error is not None and topic.error != "unknown_topic":
+        if topic.name == name and topic.error != "unknown_topic":
+            if topic.error is not None:
                 raise from_wire(topic.error, f"topic {name!r} cannot be described", {"topic": name})
-            if topic.error is None:
-                return reply, topic
-    raise UnknownTopic(f"there is no topic {name!r}", topic=name)
+            return topic
+    return None
 
 
 def create_topic(name: str, settings: dict[str, Any]) -> Flow[TopicDescription]:
@@ -110,31 +131,44 @@ def topics(internal: bool) -> Flow[list[TopicDescription]]:
 
 
 def describe_topic(name: str) -> Flow[TopicDescription]:
-    """A topic, with what its leaders know of its partitions."""
+    """A topic, with what its leaders know of its partitions; None where one does not answer."""
     reply, topic = yield from find_topic(name)
-    places = {node.name: Address(node.host, node.port) for node in reply.nodes}
-    leaders = dict.fromkeys(part.leader for part in topic.partitions if part.leader in places)
-    outcomes = yield [
-        Task(messages.Stats(topic=name, topic_id=topic.topic_id), places[leader], attempts=2)
-        for leader in leaders
-        if leader is not None
-    ]
-    stats = {
-        part.partition: part
-        for outcome in outcomes
-        if isinstance(outcome, messages.StatsReply)
-        for part in outcome.partitions
-    }
-    return described(topic, stats)
+    stats: dict[int, messages.PartitionStats] = {}
+    asked: set[str] = set()
+    while True:
+        lacking = [part.leader for part in topic.partitions if part.partition not in stats]
+        places = {node.name: node for node in reply.nodes}
+        leaders = [one for one in dict.fromkeys(lacking) if one in places and one not in asked]
+        if not leaders:
+            return described(topic, stats)
+        asked.update(leader for leader in leaders if leader is not None)
+        outcomes = yield [
+            aside(messages.Stats(topic=name, topic_id=topic.topic_id), places[leader])
+            for leader in leaders
+            if leader is not None
+        ]
+        for outcome in outcomes:
+            if isinstance(outcome, messages.StatsReply):
+                stats.update((part.partition, part) for part in outcome.partitions)
+        if all(part.partition in stats for part in topic.partitions):
+            return described(topic, stats)
+        reply, topic = yield from find_topic(name)  # a partition may have another leader by now
+
+
+def aside(message: messages.Request, node: messages.Node) -> Task:
+    """A question to one node, whose answer a description can do without."""
+    return Task(
+        message,
+        Address(node.host, node.port),
+        attempts=1,
+        timeout=SIDE_TIMEOUT if node.alive else SIDE_TIMEOUT_DEAD,
+    )
 
 
 def cluster() -> Flow[ClusterDescription]:
     """The cluster, with what each node says of itself."""
     reply = yield from metadata([])
-    outcomes = yield [
-        Task(messages.Status(), Address(node.host, node.port), attempts=SIDE_TIMEOUT_ATTEMPTS)
-        for node in reply.nodes
-    ]
+    outcomes = yield [aside(messages.Status(), node) for node in reply.nodes]
     nodes = []
     for node, outcome in zip(reply.nodes, outcomes, strict=True):
         known: dict[str, Any] = {}

@@ -10,9 +10,11 @@ every attempt to send one is the same bytes:
 answer      meaning                                                          what follows
 =========== ================================================================ ==================================
 produce     it is in the log (`duplicate`: it was already)                   finished
-retry,      not this time; it may be in the log                              once no answer is outstanding, all
-refresh,                                                                     unacknowledged batches go again, in
-lost                                                                         order, after a pause
+retry,      not this time; it may be in the log                              once no answer is outstanding, and after
+refresh,                                                                     a pause, the first unacknowledged batch
+lost                                                                         goes again, and when it is taken the rest
+moved       (no answer: the partition has another leader)                    all unacknowledged batches go to it at
+                                                                             once, in order
 out of      one before it is missing: if that one is still to be sent        as above
 order       again, that was to be expected;
             if all before it were acknowledged, the log lost records         *renewal*
@@ -41,13 +43,15 @@ import msgspec
 
 from zbroker.client.accumulator import Accumulator
 from zbroker.client.delivery import Batch, Entry
-from zbroker.client.exchange import Backoff, Body, Call, Exchange, Outcome
-from zbroker.client.metadata import Cluster, TopicView
+from zbroker.client.exchange import Backoff, Body, Call, Exchange, Outcome, Retries, moving
+from zbroker.client.inquiry import Inquiry
+from zbroker.client.metadata import Cluster, Leader, TopicView
 from zbroker.client.partitioner import crc32
 from zbroker.errors import (
     ClientClosed,
     DeliveryTimeout,
     MessageTooLarge,
+    NotLeader,
     OutOfOrderSequence,
     ProducerFenced,
     UnknownPartition,
@@ -73,8 +77,8 @@ PROOF_PAUSE = 0.1
 """Seconds between them."""
 INIT_TIMEOUT = 5.0
 """Seconds that a server has to hand out a producer id."""
-LEADERLESS_PAUSE = 0.1
-"""Seconds between looks at the metadata while a partition has no leader."""
+INIT_PATIENCE = 0.2
+"""Seconds after which another one is asked too."""
 MARGIN = 2.0
 """Seconds that a reply may be late by, beyond the time that the node was given."""
 
@@ -97,11 +101,11 @@ class Stream:
     """The batches of one partition, in the order in which they go into the log."""
 
     __slots__ = (
-        "address", "backoff", "calls", "epoch", "gap", "last_error", "ordinal", "partition",
-        "proofs", "queue", "retry_at", "sequence", "topic", "topic_id", "unacked",
+        "calls", "epoch", "gap", "last_error", "leader", "ordinal", "partition", "probing", "proofs", "queue",
+        "retries", "retry_at", "sequence", "topic", "topic_id", "unacked",
     )  # fmt: skip
 
-    def __init__(self, topic: str, partition: int, topic_id: str, backoff: Backoff) -> None:
+    def __init__(self, topic: str, partition: int, topic_id: str, retries: Retries) -> None:
         self.topic = topic
         self.partition = partition
         self.topic_id = topic_id
@@ -116,9 +120,12 @@ class Stream:
         self.ordinal = 0
         self.gap = False
         self.proofs = 0
-        self.address: Address | None = None
+        self.leader: Leader | None = None
+        """Whom the requests under way went to."""
+        self.probing = False
+        """Whether the last answer was to try again: until one is taken, one batch goes at a time."""
         self.retry_at = 0.0
-        self.backoff = backoff
+        self.retries = retries
         self.last_error: ZBrokerError | None = None
 
 
@@ -144,7 +151,7 @@ class ProducerCore:
         self._random = random
         self._active: dict[Stream, None] = {}
         self._unassigned: dict[str, deque[Batch]] = {}
-        self._init_call: Call | None = None
+        self._inquiry: Inquiry | None = None
         self._init_at = 0.0
         self._init_backoff = Backoff(random)
         self._seen_updates = -1
@@ -269,7 +276,7 @@ class ProducerCore:
             return
         stream = self.streams.get((batch.topic, batch.partition))
         if stream is None:
-            stream = Stream(batch.topic, batch.partition, view.topic_id, Backoff(self._random))
+            stream = Stream(batch.topic, batch.partition, view.topic_id, Retries(self._random))
             stream.epoch = self.producer_epoch
             self.streams[(batch.topic, batch.partition)] = stream
         stream.queue.append(batch)
@@ -332,29 +339,28 @@ class ProducerCore:
 
     def _identify(self, now: float) -> float | None:
         """Asks for a producer id, where one is needed."""
-        if not self.settings.idempotent or self.producer_id >= 0 or self._init_call is not None:
+        if not self.settings.idempotent or self.producer_id >= 0 or not self._cluster.updates:
             return None
-        if not self._cluster.updates:
-            return None
-        if now < self._init_at:
-            return self._init_at
-        controller = self._cluster.nodes.get(self._cluster.controller or "")
-        self._init_call = self._exchange.request(
-            controller or self._cluster.any_address(),
-            messages.InitProducer(), self._on_init, now=now, timeout=INIT_TIMEOUT,
-        )  # fmt: skip
-        return None
+        if self._inquiry is None:
+            if now < self._init_at:
+                return self._init_at
+            self._inquiry = Inquiry(
+                self._exchange, messages.InitProducer(), self._cluster.candidates(), timeout=INIT_TIMEOUT,
+                patience=INIT_PATIENCE, accepts=_is_identity, done=self._on_init,
+            )  # fmt: skip
+            self._inquiry.start(now)
+        return self._inquiry.step(now)
 
-    def _on_init(self, _call: Call, outcome: Outcome, _body: Body, now: float) -> None:
-        self._init_call = None
-        if isinstance(outcome, messages.InitProducerReply) and outcome.producer_id >= 0:
+    def _on_init(self, _address: Address, outcome: Outcome, now: float) -> None:
+        self._inquiry = None
+        if isinstance(outcome, messages.InitProducerReply) and _is_identity(outcome):
             self.producer_id = outcome.producer_id
             self.producer_epoch = outcome.producer_epoch
             for stream in self.streams.values():
                 stream.epoch = outcome.producer_epoch
         else:
             self._init_at = now + self._init_backoff.next()
-            self._cluster.refresh(now)
+            self._cluster.chase(now)
 
     # One partition ---
 
@@ -370,25 +376,26 @@ class ProducerCore:
             self._topic_made_again(stream, view)
         leader = self._cluster.leader(stream.topic, stream.partition)
         if leader is None or leader.address is None:
-            self._cluster.refresh(now, LEADERLESS_PAUSE)
+            self._cluster.chase(now)
             return deadline
-        if leader.address != stream.address:
-            self._abandon_calls(stream)
-            stream.address = leader.address
+        if leader is not stream.leader:
+            self._leader_changed(stream, leader)
         if now < stream.retry_at:
+            if stream.last_error is not None and moving(stream.last_error):
+                self._cluster.chase(now)
             return min(deadline, stream.retry_at)
         if self.settings.idempotent and self.producer_id < 0:
             return deadline
         if len(stream.calls) < len(stream.unacked):
             if stream.calls:
                 return deadline
-            last = stream.unacked[0].ordinal + WINDOW
+            last = stream.unacked[0].ordinal + (1 if stream.probing else WINDOW)
             for batch in [batch for batch in stream.unacked if batch.ordinal < last]:
                 self._send(stream, batch, leader.address, now)
             return deadline
+        if (stream.gap or stream.probing) and stream.unacked:
+            return deadline
         if stream.gap:
-            if stream.unacked:
-                return deadline
             self._renew(stream)
         while (
             stream.queue
@@ -405,6 +412,18 @@ class ProducerCore:
             stream.unacked.append(batch)
             self._send(stream, batch, leader.address, now)
         return deadline
+
+    def _leader_changed(self, stream: Stream, leader: Leader) -> None:
+        """Whoever leads now is tried at once; what the one before has not answered it may never answer."""
+        before, stream.leader = stream.leader, leader
+        if before is None or (before.address, before.epoch) == (leader.address, leader.epoch):
+            return
+        if leader.address != before.address:
+            self._abandon_calls(stream)
+        stream.probing = False
+        stream.proofs = 0
+        stream.retry_at = 0.0
+        stream.retries.reset()
 
     def _send(self, stream: Stream, batch: Batch, address: Address, now: float) -> None:
         batch.sends += 1
@@ -453,9 +472,11 @@ class ProducerCore:
     def _answered(self, stream: Stream, batch: Batch, outcome: Outcome, now: float) -> None:
         if isinstance(outcome, messages.ProduceReply | messages.HelloReply):
             stream.unacked.remove(batch)
-            stream.backoff.reset()
+            if stream.last_error is not None:
+                stream.last_error = None
+                stream.probing = False
+                stream.retries.reset()
             stream.proofs = 0
-            stream.last_error = None
             self._succeed(stream, batch, outcome)
             return
         error = outcome if isinstance(outcome, ZBrokerError) else _surprise(outcome)
@@ -468,21 +489,30 @@ class ProducerCore:
                 if stream.proofs >= PROOFS:
                     self._renew(stream)
             elif first:
-                stream.retry_at = now + stream.backoff.next()
+                stream.retry_at = now + stream.retries.after(error)
                 if batch.sequence > 0:
                     self._renew(stream)
         elif isinstance(error, MessageTooLarge) and batch.count > 1:
             self._split(stream, batch)
         elif error.retriable:
-            stream.retry_at = max(stream.retry_at, now + stream.backoff.next())
-            if error.hint == "refresh" or error.code in ("unreachable", "timed_out"):
-                self._cluster.refresh(now)
+            self._try_again(stream, error, now)
         else:
             stream.unacked.remove(batch)
             self._fail(batch, error)
             if isinstance(error, ProducerFenced):
                 stream.epoch = max(stream.epoch, _number(error.details.get("epoch")))
             stream.gap = self.settings.idempotent
+
+    def _try_again(self, stream: Stream, error: ZBrokerError, now: float) -> None:
+        if (
+            not stream.probing or now >= stream.retry_at
+        ):  # else one answer of several has said so already
+            stream.probing = True
+            stream.retry_at = max(stream.retry_at, now + stream.retries.after(error))
+        if isinstance(error, NotLeader):
+            self._cluster.on_not_leader(stream.topic, stream.partition, error.details, now)
+        if moving(error):
+            self._cluster.chase(now)
 
     def _expire(self, stream: Stream, now: float) -> None:
         while stream.unacked and now >= stream.unacked[0].deadline:
@@ -605,6 +635,10 @@ class ProducerCore:
 
 def _earlier(a: float | None, b: float | None) -> float | None:
     return b if a is None else a if b is None else min(a, b)
+
+
+def _is_identity(outcome: Outcome) -> bool:
+    return isinstance(outcome, messages.InitProducerReply) and outcome.producer_id >= 0
 
 
 def _number(value: object) -> int:
