@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RecordMetadata,
         TopicDescription,
         TopicPartition,
+        UnhealthyPartition,
     )
     from zbroker.errors import ZBrokerError
 
@@ -45,6 +46,7 @@ _PLACES = {
     "RecordMetadata": "client.records",
     "TopicDescription": "client.records",
     "TopicPartition": "client.records",
+    "UnhealthyPartition": "client.records",
     "ZBrokerError": "errors",
 }
 
@@ -72,5 +74,5 @@ def __dir__() -> list[str]:
 __all__ = [
     "Admin", "AsyncAdmin", "AsyncConsumer", "AsyncDelivery", "AsyncProducer", "ClusterDescription", "Consumer",
     "Delivery", "DeliveryGroup", "NodeDescription", "PartitionDescription", "Producer", "Record", "RecordMetadata",
-    "TopicDescription", "TopicPartition", "ZBrokerError", "__version__",
+    "TopicDescription", "TopicPartition", "UnhealthyPartition", "ZBrokerError", "__version__",
 ]  # fmt: skip

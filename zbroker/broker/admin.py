@@ -244,6 +244,7 @@ def describe_topic(topic: TopicState) -> Topic:
                 epoch=state.epoch,
                 replicas=state.replicas,
                 isr=state.isr,
+                unclean=state.unclean,
             )
             for number, state in enumerate(topic.partitions)
         ],

@@ -18,7 +18,7 @@ from zbroker.client.administering import AdminCore, Task
 from zbroker.client.connection import Connection
 from zbroker.client.delivery import copied
 from zbroker.client.exchange import Body, Exchange, Outcome
-from zbroker.client.flows import At, Flow, Result
+from zbroker.client.flows import At, Flow, Result, VoterAction
 from zbroker.client.guard import Guarded, check_timeout, option, wait_event
 from zbroker.client.metadata import Cluster
 from zbroker.client.producer import servers_of
@@ -165,6 +165,42 @@ class Admin(AdminBase):
         """The cluster and its nodes."""
         return self._run(flows.cluster())
 
+    def move_partitions(
+        self, name: str, partition: int | None = None, to: Iterable[str] = ()
+    ) -> TopicDescription:
+        """Gives a topic's partitions other replicas, while it is written and read.
+
+        Returns at once: a partition that is on its way has its old and its new replicas, and loses the old ones when
+        the new are in sync. `describe_topic` shows how far that is.
+
+        Args:
+            partition: which; None spreads all of them.
+            to: names of the nodes that are to keep it, the preferred leader first; of all nodes, if left out.
+
+        Raises:
+            UnknownTopic, UnknownPartition, InvalidRequest
+        """
+        return self._run(flows.move_partitions(name, partition, names_of(to)))
+
+    def drain(self, node: str, undo: bool = False) -> int:
+        """Takes all leaderships from a node, as before its machine is stopped, and keeps them away until `undo`.
+
+        Returns:
+            How many partitions it still leads: those that no other node can lead.
+        """
+        return self._run(flows.drain(node, undo))
+
+    def change_voters(self, node: str, action: VoterAction = "replace") -> tuple[str, ...]:
+        """Changes who elects the controller, one node at a time; returns once that is committed.
+
+        Args:
+            action: `"add"`, `"remove"`, or `"replace"`: the node is a voter, and its disk is a new one.
+
+        Returns:
+            The names of the voters.
+        """
+        return self._run(flows.change_voters(node, action))
+
     def delete_records(self, topic: str, partition: int, before: int) -> int:
         """Deletes a partition's records before an offset, at most the high watermark; answers the new log start."""
         return self._run(flows.delete_records(topic, partition, before))
@@ -224,6 +260,12 @@ def given(partitions: int | None, replicas: int | None, settings: dict[str, Any]
     if replicas is not None:
         found["replicas"] = replicas
     return found
+
+
+def names_of(nodes: Iterable[str]) -> list[str]:
+    """Node names; a lone text is an error that is easily made, and would be read as letters."""
+    option(not isinstance(nodes, str), f"nodes are a list of names, such as [{nodes!r}]")
+    return list(nodes)
 
 
 def moment(at: Any) -> At:

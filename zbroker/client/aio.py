@@ -16,12 +16,12 @@ from types import TracebackType
 from typing import Any
 
 from zbroker.client import flows
-from zbroker.client.admin import AdminBase, given, moment
+from zbroker.client.admin import AdminBase, given, moment, names_of
 from zbroker.client.bulk import Bulk
 from zbroker.client.consumer import MAX_RECORDS, ConsumerBase
 from zbroker.client.delivery import Batch, Delivery, DeliveryGroup, OnDelivery, copied
 from zbroker.client.exchange import Outcome
-from zbroker.client.flows import Flow, Result
+from zbroker.client.flows import Flow, Result, VoterAction
 from zbroker.client.guard import check_timeout, option, ran_out
 from zbroker.client.producer import Producer
 from zbroker.client.records import ClusterDescription, RecordMetadata, TopicDescription
@@ -318,6 +318,20 @@ class AsyncAdmin(AdminBase):
     async def cluster(self) -> ClusterDescription:
         """As `Admin.cluster`."""
         return await self._run(flows.cluster())
+
+    async def move_partitions(
+        self, name: str, partition: int | None = None, to: Iterable[str] = ()
+    ) -> TopicDescription:
+        """As `Admin.move_partitions`."""
+        return await self._run(flows.move_partitions(name, partition, names_of(to)))
+
+    async def drain(self, node: str, undo: bool = False) -> int:
+        """As `Admin.drain`."""
+        return await self._run(flows.drain(node, undo))
+
+    async def change_voters(self, node: str, action: VoterAction = "replace") -> tuple[str, ...]:
+        """As `Admin.change_voters`."""
+        return await self._run(flows.change_voters(node, action))
 
     async def delete_records(self, topic: str, partition: int, before: int) -> int:
         """As `Admin.delete_records`."""

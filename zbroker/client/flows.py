@@ -6,8 +6,8 @@ Pure. A flow's `return` value is what the application gets; an error that it rai
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator
-from typing import Any, Literal, NoReturn, TypeVar
+from collections.abc import Generator, Iterator
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 from zbroker.client.administering import Task
 from zbroker.client.exchange import Outcome
@@ -16,6 +16,7 @@ from zbroker.client.records import (
     NodeDescription,
     PartitionDescription,
     TopicDescription,
+    UnhealthyPartition,
 )
 from zbroker.errors import InternalError, InvalidRequest, UnknownTopic, ZBrokerError, from_wire
 from zbroker.protocol import messages
@@ -25,6 +26,7 @@ Result = TypeVar("Result")
 Flow = Generator[list[Task], list[Outcome], Result]
 Kind = TypeVar("Kind", bound=messages.Message)
 At = Literal["earliest", "latest"] | tuple[Literal["time"], int]
+VoterAction = Literal["add", "remove", "replace"]
 
 SIDE_TIMEOUT = 1.0
 """Seconds that a node has to tell what a description can do without."""
@@ -167,7 +169,7 @@ def aside(message: messages.Request, node: messages.Node) -> Task:
 
 def cluster() -> Flow[ClusterDescription]:
     """The cluster, with what each node says of itself."""
-    reply = yield from metadata([])
+    reply = yield from metadata(None)
     outcomes = yield [aside(messages.Status(), node) for node in reply.nodes]
     nodes = []
     for node, outcome in zip(reply.nodes, outcomes, strict=True):
@@ -181,13 +183,55 @@ def cluster() -> Flow[ClusterDescription]:
             }  # fmt: skip
         nodes.append(
             NodeDescription(
-                node.name, node.host, node.port, rack=node.rack, alive=node.alive, **known
+                node.name, node.host, node.port, rack=node.rack, alive=node.alive,
+                voter=node.voter, drained=node.drained, **known,
             )
-        )
+        )  # fmt: skip
     return ClusterDescription(
         id=reply.cluster, name=reply.cluster_name, controller=reply.controller, version=reply.version,
-        nodes=tuple(nodes),
+        nodes=tuple(nodes), unhealthy=tuple(unhealthy(reply.topics)),
     )  # fmt: skip
+
+
+def unhealthy(topics: list[messages.Topic]) -> Iterator[UnhealthyPartition]:
+    """The partitions that have no leader, lack replicas, move, or may have lost records."""
+    for topic in sorted(topics, key=lambda topic: topic.name):
+        wanted = topic.settings.get("replicas")
+        for part in sorted(topic.partitions, key=lambda part: part.partition):
+            kept = len(part.replicas)
+            copies = min(kept, int(wanted)) if wanted is not None else kept
+            short, moving = len(part.isr) < copies, kept > copies
+            if short or moving or part.unclean or part.leader is None:
+                missing = tuple(node for node in part.replicas if node not in part.isr)
+                yield UnhealthyPartition(
+                    topic.name, part.partition, part.leader, tuple(part.replicas), missing,
+                    under_replicated=short, moving=moving, unclean=part.unclean,
+                )  # fmt: skip
+
+
+def move_partitions(name: str, partition: int | None, to: list[str]) -> Flow[TopicDescription]:
+    """Gives partitions of the topic that has this name now other replicas."""
+    _, topic = yield from find_topic(name)
+    message = messages.MovePartitions(
+        name=name, topic_id=topic.topic_id, partition=partition, to=to, request_id=request_id()
+    )
+    (outcome,) = yield [Task(message)]
+    return described(good(outcome, messages.MovePartitionsReply).topic, {})
+
+
+def drain(node: str, undo: bool) -> Flow[int]:
+    """Takes leaderships from a node, or lets it lead again."""
+    (outcome,) = yield [Task(messages.DrainNode(node=node, undo=undo, request_id=request_id()))]
+    return good(outcome, messages.DrainNodeReply).leading
+
+
+def change_voters(node: str, action: VoterAction) -> Flow[tuple[str, ...]]:
+    """Adds, removes or replaces one voter."""
+    if action not in get_args(VoterAction):
+        raise InvalidRequest(f'a voter is changed by "add", "remove" or "replace", not {action!r}')
+    message = messages.ChangeVoters(node=node, action=action, request_id=request_id())
+    (outcome,) = yield [Task(message)]
+    return tuple(good(outcome, messages.ChangeVotersReply).voters)
 
 
 def delete_records(topic: str, partition: int, before: int) -> Flow[int]:
@@ -244,7 +288,8 @@ def described(topic: messages.Topic, stats: dict[int, messages.PartitionStats]) 
             }  # fmt: skip
         partitions.append(
             PartitionDescription(
-                part.partition, part.leader, part.epoch, tuple(part.replicas), tuple(part.isr), **known
+                part.partition, part.leader, part.epoch, tuple(part.replicas), tuple(part.isr),
+                unclean=part.unclean, **known,
             )
         )  # fmt: skip
     return TopicDescription(topic.name, topic.topic_id, dict(topic.settings), tuple(partitions))

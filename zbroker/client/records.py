@@ -58,6 +58,11 @@ class NodeDescription(msgspec.Struct, frozen=True):
     port: int
     rack: str | None = None
     alive: bool = True
+    """Whether the controller takes it to be up."""
+    voter: bool = False
+    """Whether it votes for the controller."""
+    drained: bool = False
+    """Whether it was told to lead nothing that another can lead."""
     software: str | None = None
     uptime: float | None = None
     """Seconds since it started."""
@@ -72,6 +77,23 @@ class NodeDescription(msgspec.Struct, frozen=True):
     disk_full: bool | None = None
 
 
+class UnhealthyPartition(msgspec.Struct, frozen=True):
+    """A partition that wants an operator's eye, or is being moved."""
+
+    topic: str
+    partition: int
+    leader: str | None
+    """None: nobody takes or serves its records."""
+    replicas: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Replicas that are not in sync."""
+    under_replicated: bool
+    moving: bool
+    """It has old and new replicas until the new ones are in sync."""
+    unclean: bool
+    """Its leader was elected out of the in-sync replicas: what was committed before may be missing."""
+
+
 class ClusterDescription(msgspec.Struct, frozen=True):
     """The cluster as `Admin.cluster()` found it."""
 
@@ -81,6 +103,8 @@ class ClusterDescription(msgspec.Struct, frozen=True):
     version: int
     """Offset in the metadata log; a larger one is newer."""
     nodes: tuple[NodeDescription, ...]
+    unhealthy: tuple[UnhealthyPartition, ...] = ()
+    """Partitions that are not as they should be, by topic and number."""
 
 
 class PartitionDescription(msgspec.Struct, frozen=True):
@@ -90,7 +114,9 @@ class PartitionDescription(msgspec.Struct, frozen=True):
     leader: str | None
     epoch: int
     replicas: tuple[str, ...]
+    """Nodes that keep it, the preferred leader first; while it moves, the old and the new."""
     isr: tuple[str, ...]
+    """Those of them that have all that is committed."""
     start_offset: int | None = None
     end_offset: int | None = None
     """Log end offset: the offset that the next record gets."""
@@ -105,6 +131,13 @@ class PartitionDescription(msgspec.Struct, frozen=True):
     bytes_rate: float | None = None
     damaged: tuple[tuple[int, int], ...] = ()
     """Offset ranges that cannot be read."""
+    unclean: bool = False
+    """The leader was elected out of the in-sync replicas: what was committed before may be missing."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Replicas that are not in sync."""
+        return tuple(node for node in self.replicas if node not in self.isr)
 
 
 class TopicDescription(msgspec.Struct, frozen=True):

@@ -105,6 +105,9 @@ class Partition(msgspec.Struct, omit_defaults=True, kw_only=True):
     epoch: Annotated[int, Meta(description="leader epoch")] = -1
     replicas: Annotated[list[str], Meta(description="nodes that keep it")] = []
     isr: Annotated[list[str], Meta(description="in-sync replicas")] = []
+    unclean: Annotated[
+        bool, Meta(description="the leader was not in sync: committed records may be missing")
+    ] = False
 
 
 class Topic(msgspec.Struct, omit_defaults=True, kw_only=True):
