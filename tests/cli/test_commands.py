@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from completing import complete
 
 from zbroker import __version__
 from zbroker.cli.root import COMMANDS, cli
@@ -257,25 +257,6 @@ def test_completion_scripts(shell: str) -> None:
     result = invoke("completion", shell)
     assert result.exit_code == 0
     assert "_ZBROKER_COMPLETE" in result.stdout
-
-
-def complete(line: str, **environment: str) -> list[str]:
-    words = shlex.split(line)
-    done = subprocess.run(
-        [sys.executable, "-m", "zbroker"],
-        env={
-            **os.environ,
-            "_ZBROKER_COMPLETE": "bash_complete",
-            "COMP_WORDS": line,
-            "COMP_CWORD": str(len(words) - (not line.endswith(" "))),
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert not done.stderr
-    return [found.partition(",")[2] for found in done.stdout.split()]
 
 
 def test_completing_commands_and_options() -> None:

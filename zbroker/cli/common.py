@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
@@ -17,6 +17,8 @@ from zbroker.cli import words
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from zbroker import Admin
+
     ParamType = click.ParamType[Any]
 else:
     ParamType = click.ParamType
@@ -24,7 +26,7 @@ else:
 F = TypeVar("F", bound=Callable[..., Any])
 
 COMPLETION_TIMEOUT = 0.7
-"""Seconds that completing a topic's name may take: a shell waits for it."""
+"""Seconds that completing a name may take: a shell waits for it."""
 
 
 # Speaking -----------------------------------------------------------------------------------------
@@ -132,17 +134,54 @@ class Topic(ParamType):
 
         if self._new:
             return []
-        return [CompletionItem(name) for name in _topics(ctx) if name.startswith(incomplete)]
+        names = _known(ctx, lambda admin: (topic.name for topic in admin.topics()))
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-def _topics(ctx: click.Context) -> list[str]:
-    """The topics of a server that runs; none where there is none: a shell is no place for errors."""
+class Nodes(ParamType):
+    """A node's name, or with `many` a tuple of several with commas; a shell may complete the last."""
+
+    def __init__(self, *, many: bool = False) -> None:
+        self.name = "nodes" if many else "node"
+        self._many = many
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        names = [name.strip() for name in value.split(",")] if self._many else [value]
+        for number, name in enumerate(names):
+            if not name:
+                self.fail(f"found {value!r}, expected {self._expected()}", param, ctx)
+            if name in names[:number]:
+                self.fail(f"found {value!r}, in which {name} stands twice", param, ctx)
+        return tuple(names) if self._many else value
+
+    def _expected(self) -> str:
+        return "names of nodes, such as node1,node2" if self._many else "a node's name"
+
+    def shell_complete(
+        self, ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        before, comma, last = incomplete.rpartition(",") if self._many else ("", "", incomplete)
+        names = _known(ctx, lambda admin: (node.name for node in admin.cluster().nodes))
+        given = before.split(",")
+        return [
+            CompletionItem(f"{before}{comma}{name}")
+            for name in names
+            if name.startswith(last) and name not in given
+        ]
+
+
+def _known(ctx: click.Context, names: Callable[[Admin], Iterable[str]]) -> list[str]:
+    """What a server that runs knows; nothing where there is none: a shell is no place for errors."""
     servers = ctx.params.get("servers") or os.environ.get("ZBROKER_SERVERS") or DEFAULT_SERVERS
     try:
         from zbroker import Admin
 
         with Admin(servers, timeout=COMPLETION_TIMEOUT) as admin:
-            return [topic.name for topic in admin.topics()]
+            return list(names(admin))
     except Exception:
         return []
 

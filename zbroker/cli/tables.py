@@ -6,21 +6,25 @@ Never wraps and never cuts: a name or a path stays whole, whatever the terminal'
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from zbroker.cli.common import on_terminal
 from zbroker.cli.visible import printable
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 Row = Sequence[str]
 
 
 def show(columns: Row, rows: Sequence[Row], *, numbers: Sequence[str] = ()) -> None:
     """A table on standard output; columns named in `numbers` are aligned to the right."""
-    clean = [[printable(cell) for cell in row] for row in rows]
     if on_terminal():
-        _rich(columns, clean, numbers)
+        _print(columns, rows, numbers)
         return
+    clean = [[printable(cell) for cell in row] for row in rows]
     for line in aligned(columns, clean, numbers):
         click.echo(line)
 
@@ -51,9 +55,9 @@ def facts(pairs: Sequence[tuple[str, str]]) -> None:
         click.echo(f"{label}  {printable(value)}".rstrip())
 
 
-def _rich(columns: Row, rows: Sequence[Row], numbers: Sequence[str]) -> None:
+def drawn(columns: Row, rows: Sequence[Row], numbers: Sequence[str] = ()) -> Table:
+    """A table for rich, as a terminal gets it."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -61,8 +65,19 @@ def _rich(columns: Row, rows: Sequence[Row], numbers: Sequence[str]) -> None:
     for name in columns:
         table.add_column(name, no_wrap=True, justify="right" if name in numbers else "left")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def width(columns: Row, rows: Sequence[Row]) -> int:
+    """Columns that a drawn table takes at most."""
+    table = [columns, *([printable(cell) for cell in row] for row in rows)]
+    return sum(max(len(row[at]) for row in table) + 3 for at in range(len(columns)))
+
+
+def _print(columns: Row, rows: Sequence[Row], numbers: Sequence[str]) -> None:
+    from rich.console import Console
+
     console = Console()
-    needed = sum(max(len(row[at]) for row in [columns, *rows]) + 3 for at in range(len(columns)))
-    console.width = max(console.width, needed)
-    console.print(table, soft_wrap=True)
+    console.width = max(console.width, width(columns, rows))
+    console.print(drawn(columns, rows, numbers), soft_wrap=True)

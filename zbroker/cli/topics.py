@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import textwrap
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from zbroker.cli import words
+from zbroker.cli import moving, words
 from zbroker.cli.common import (
     Parsed,
     Topic,
@@ -74,7 +75,10 @@ _set = click.option(
 
 @click.group(epilog=epilog("zbroker topic create sales --partitions 4 --set retention=30d"))
 def topic() -> None:
-    """Make, list, describe, change and delete topics."""
+    """Make, list, describe, change, move and delete topics."""
+
+
+topic.add_command(moving.move)
 
 
 @topic.command(
@@ -183,11 +187,21 @@ def describe(name: str, as_json: bool, servers: str, timeout: float) -> None:
         "in",
     ]
     rows = [_row(part) for part in found.partitions]
-    if any(part.damaged for part in found.partitions):
-        columns.append("damaged")
-        for row, part in zip(rows, found.partitions, strict=True):
-            row.append(", ".join(f"{first}-{following - 1}" for first, following in part.damaged))
+    for column, cell in _WHERE_NEEDED.items():
+        cells = [cell(part) for part in found.partitions]
+        if any(cells):
+            columns.append(column)
+            for row, text in zip(rows, cells, strict=True):
+                row.append(text or "-")
     tables.show(columns, rows, numbers=_NUMBERS)
+
+
+_WHERE_NEEDED: dict[str, Callable[[PartitionDescription], str]] = {
+    "not in sync": lambda part: ",".join(part.missing),
+    "damaged": lambda part: ", ".join(f"{first}-{end - 1}" for first, end in part.damaged),
+    "election": lambda part: "unclean" if part.unclean else "",
+}
+"""Columns that are there only where a partition has something to say in them."""
 
 
 def _row(part: PartitionDescription) -> list[str]:
@@ -223,11 +237,18 @@ def _sum(found: TopicDescription) -> str:
     rate = sum(part.records_rate or 0 for part in parts)
     text = f"{words.count(records, 'record')}, {words.approximate_size(size)}, {words.approximate_rate(rate)}"
     silent = sum(part.high_watermark is None for part in parts)
-    short = sum(len(part.isr) < len(part.replicas) for part in parts)
+    copies = int(found.settings.get("replicas", 1))
+    short = sum(len(part.isr) < min(copies, len(part.replicas)) for part in parts)
+    moving = sum(len(part.replicas) > copies for part in parts)
+    headless = sum(part.leader is None for part in parts)
     if silent:
         text += f"; of {words.count(silent, 'partition')} the leader did not answer"
     if short:
         text += f"; {words.count(short, 'partition')} under-replicated"
+    if moving:
+        text += f"; {words.count(moving, 'partition')} moving"
+    if headless:
+        text += f"; {words.count(headless, 'partition')} without leader"
     return text
 
 
