@@ -156,6 +156,14 @@ def test_python_m_is_the_same() -> None:
         ("topic delete-records t --before soon", "found 'soon', expected earliest"),
         ("dev --port 65533", "65533 is not in the range"),
         ("dev --nodes 0", "0 is not in the range"),
+        ("dev --nodes 3 --port 65515", "3 nodes need ports up to 65538"),
+        ("topic move t --partition -1", "-1 is not in the range"),
+        ("topic move t --to node1,,node2", "expected names of nodes, such as node1,node2"),
+        ("topic move t --to node1,node1", "in which node1 stands twice"),
+        ("cluster drain", "missing argument 'NODE'"),
+        ("cluster drain ''", "expected a node's name"),
+        ("cluster replace-voter", "missing argument 'NODE'"),
+        ("cluster status --watch soon", "found 'soon', expected seconds"),
         ("run x --log-format xml", "'xml' is not one of"),
         ("completion tcsh", "'tcsh' is not one of"),
     ],
@@ -220,8 +228,13 @@ def test_a_wrong_configuration(command: tuple[str, ...], tmp_path: Path) -> None
     assert str(tmp_path) in one_sentence(invoke(*command, str(tmp_path)), 1)
 
 
-def test_several_nodes_are_for_later() -> None:
-    assert "leave out --nodes" in one_sentence(invoke("dev", "--nodes", "3"), 1)
+@pytest.mark.parametrize("name", ["node1.yaml", "node2.yaml", "cluster.yaml"])
+def test_a_dev_cluster_overwrites_no_file_of_others(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("node: mine\n")
+    result = invoke("dev", "--nodes", "2", "--data", str(tmp_path), "--port", str(free_ports(14)))
+    assert result.exit_code == 1
+    assert f"{tmp_path / name} exists and is not from `zbroker dev`" in result.stderr
+    assert (tmp_path / name).read_text() == "node: mine\n"
 
 
 # Servers that are not there ---
@@ -236,7 +249,11 @@ def test_several_nodes_are_for_later() -> None:
         "topic alter t --partitions 2",
         "topic delete t",
         "topic delete-records t --before latest",
+        "topic move t",
         "cluster status",
+        "cluster status --watch",
+        "cluster drain node1",
+        "cluster add-voter node1",
         "produce t",
         "consume t",
     ],
