@@ -380,6 +380,7 @@ class SimulatedStorage:
         disk: where they run.
         rng: decides what comes next; None: everything in the order in which it was submitted.
         deliver: takes each completion.
+        observe: is shown each completion when its request has run, before it is delivered.
     """
 
     def __init__(
@@ -387,10 +388,14 @@ class SimulatedStorage:
         disk: SimulatedDisk,
         rng: random.Random | None,
         deliver: Callable[[Completion], None],
+        observe: Callable[[Completion], None] | None = None,
     ) -> None:
         self.disk = disk
         self.deliver = deliver
         self._rng = rng
+        self.running: Request | None = None
+        """The request that runs, or in which the power went."""
+        self._observe = observe
         self._waiting: list[Request] = []
         self._done: list[Completion] = []
 
@@ -416,8 +421,12 @@ class SimulatedStorage:
             self._rng is None or not self._done or self._rng.randrange(choices) < len(self._waiting)
         )
         if run:
-            request = self._pick_request()
-            self._done.append(execute(self.disk, request))
+            self.running = self._pick_request()
+            done = execute(self.disk, self.running)
+            self.running = None
+            self._done.append(done)
+            if self._observe is not None:
+                self._observe(done)
         else:
             self.deliver(self._pick_completion())
         return True
