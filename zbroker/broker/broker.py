@@ -105,7 +105,7 @@ TICK_MS = 100
 SECOND = 1000
 WAITING_MS = 5000
 """How often a node that waits for others to start says for what."""
-LEAVE_MS = 3000
+LEAVE_MS = 2000
 """How long each step of leaving waits for the controller."""
 
 
@@ -440,6 +440,7 @@ class Broker:
         elif formation.identity is not None:
             opened = bool(self.mesh.cluster)
             self.mesh.cluster = formation.identity.cluster
+            self.mesh.empty = formation.is_empty
             self.mesh.regreet()
             self.quorum.set_first_voters(formation.identity.voters)
             if not opened:
@@ -540,6 +541,11 @@ class Broker:
             self.keeper.stop([each for each in self.keeper if each.leads], self._now)
 
     def _go_on_stopping(self) -> None:
+        nobody = all(peer.gone for peer in self.mesh.peers.values())
+        if self.state == "leaving" and nobody:
+            self._handed_over(Answer(0))
+        if self.state == "stopping" and nobody and self._leaving == "asked":
+            self._leaving = "left"
         finished = all(each.life != "stopping" for each in self.keeper)
         if self.state == "stopping" and not self._leaving and finished:
             self._leaving = "asked"

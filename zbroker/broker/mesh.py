@@ -70,6 +70,7 @@ class Mesh:
 
     Attributes:
         cluster: this node's cluster id, empty before it has one.
+        empty: this disk does not know who voted first.
         counters: what was dropped, by reason.
     """
 
@@ -81,6 +82,7 @@ class Mesh:
             changed: told a peer's name when it is linked, or in another start.
         """
         self.cluster = ""
+        self.empty = True
         self.counters: Counter[str] = Counter()
         self.peers: dict[str, PeerState] = {name: PeerState() for name in settings.peers}
         self._settings = settings
@@ -127,7 +129,7 @@ class Mesh:
         settings = self._settings
         greeting = Greeting(
             disk_id=settings.disk_id, seen=peer.incarnation, voters=list(settings.voters),
-            empty=not self.cluster, host=settings.host, port=settings.port, software=settings.software,
+            empty=self.empty, host=settings.host, port=settings.port, software=settings.software,
         )  # fmt: skip
         self._links.send(node, "control", [self._envelope(node, peer), peers.encode(greeting)])
 

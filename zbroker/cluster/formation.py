@@ -14,7 +14,8 @@ loading  there is none                                 waiting
 waiting  this node founds, all voters are as they must saving   the cluster is founded
 waiting  the founder's word, for this very disk        saving   what it says is kept
 waiting  a peer that belongs to a cluster              saving   its id is kept, without voters
-saving   the file is on disk                           formed   the founder tells those voters who are empty still
+saving   the file is on disk                           formed   the founder tells those who do not know the voters yet
+saving   the founder's word                            saving   kept next
 formed   the founder's word, where no voters are kept  saving   what it says is kept
 any      the file is damaged or cannot be written      failed   the node stops
 ======== ============================================= ======== ====================================================
@@ -118,11 +119,12 @@ class Formation:
         self._send = send
         self._fresh_id = fresh_id
         self._met: dict[str, Greeting] = {}
+        self._next: Identity | None = None
 
     @property
     def is_empty(self) -> bool:
-        """Whether this disk belongs to no cluster."""
-        return self.identity is None
+        """Whether this disk does not know who voted first: it belongs to no cluster, or came to one that existed."""
+        return self.identity is None or not self.identity.voters
 
     def open(self) -> None:
         """Looks what the disk keeps."""
@@ -138,7 +140,11 @@ class Formation:
         else:
             self.identity = completion.result
             self.state = "formed"
-            self._spread()
+            following, self._next = self._next, None
+            if following is not None:
+                self._keep(following)
+            else:
+                self._spread()
 
     def on_greeting(self, sender: str, cluster: str, greeting: Greeting) -> None:
         """A peer said who it is; `cluster` is empty where it belongs to none."""
@@ -153,15 +159,21 @@ class Formation:
 
     def on_form(self, sender: str, form: Form) -> None:
         """The founder speaks."""
-        kept = self.identity
         fits = (
             sender == self._voters[0]
             and sorted(form.voters) == self._voters
             and form.voters.get(self._node) == self._disk_id
         )
-        learnt = kept is not None and not kept.voters and kept.cluster == form.cluster
-        if fits and (self.state == "waiting" or (self.state == "formed" and learnt)):
-            self._save(Identity(form.cluster, dict(form.voters)))
+        if fits:
+            self._keep(Identity(form.cluster, dict(form.voters)))
+
+    def _keep(self, told: Identity) -> None:
+        """What the founder said, where it adds to what is kept."""
+        kept = self.identity
+        if self.state == "saving":
+            self._next = told
+        elif kept is None or (not kept.voters and kept.cluster == told.cluster):
+            self._save(told)
 
     def _try(self) -> None:
         """Founds the cluster if everything is as it must be; else says what is missing."""

@@ -25,6 +25,13 @@ SENTENCES: dict[str, tuple[int, str]] = {
         logging.INFO,
         "node {node} is serving on {address}: {topics} topics, {partitions} partitions here",
     ),
+    "waiting": (logging.INFO, "waiting for {waiting_for}"),
+    "controller": (logging.INFO, "node {node} is the controller now (epoch {epoch})"),
+    "node_fenced": (logging.WARNING, "{peer} is taken for dead ({reason}): others lead what it led"),
+    "fenced": (
+        logging.WARNING,
+        "this node was taken for dead ({reason}) and leads nothing; it registers again",
+    ),
     "stopping": (logging.INFO, "stopping in order ({signal}); once more stops at once"),
     "stopped": (logging.INFO, "stopped: everything is on disk"),
     "stop_timed_out": (

@@ -66,7 +66,7 @@ class Greeting(PeerMessage, tag="greeting"):
         disk_id: the disk that the sender's logs are on.
         seen: the receiver's incarnation as the sender knows it, 0 where it does not.
         voters: the voters as the sender's configuration names them; compared at a cluster's first formation.
-        empty: the sender's disk has no cluster yet.
+        empty: the sender's disk does not know who voted first: it has no cluster yet, or came to one that existed.
         host, port: where the sender is reached: a base port, for those whose configuration does not name it.
         feature_level: newest feature level that the sender understands.
     """
