@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from zbroker import topics
-from zbroker.cluster.metadata import Metadata, TopicState
-from zbroker.cluster.placement import place
+from zbroker.cluster.metadata import Metadata, PartitionState, TopicState
+from zbroker.cluster.placement import Load, place
 from zbroker.cluster.records import (
     FEATURE_LEVEL,
     ClusterFormed,
@@ -21,7 +21,13 @@ from zbroker.cluster.records import (
     TopicCreated,
     TopicDeleted,
 )
-from zbroker.errors import InvalidSetting, TopicChanged, TopicExists, UnknownTopic
+from zbroker.errors import (
+    InvalidSetting,
+    NotEnoughReplicas,
+    TopicChanged,
+    TopicExists,
+    UnknownTopic,
+)
 
 PRODUCER_ID_BLOCK = 1000
 """Producer ids that a node takes at a time: one commit for that many producers."""
@@ -49,6 +55,7 @@ def create_topic(
 
     Raises:
         InvalidTopic, InvalidSetting, TopicExists: with a sentence that says what to change.
+        NotEnoughReplicas: too few of the cluster's nodes are up; the sentence names those that are not.
     """
     topics.check_name(name)
     existing = state.folded.get(name.lower())
@@ -60,9 +67,8 @@ def create_topic(
             "" if existing == name else f" (as {existing!r}; names may not differ only in case)"
         )
         raise TopicExists(f"topic {name!r} exists{differs}")
-    nodes = sorted(state.nodes)
-    settings = topics.create(topics.parse(given), defaults, nodes=len(nodes))
-    replicas = place(nodes, settings.partitions, settings.replicas, first=len(state.topics))
+    settings = topics.create(topics.parse(given), defaults, nodes=len(state.nodes))
+    replicas = place(usable(state, settings.replicas), settings.partitions, settings.replicas)
     return [
         TopicCreated(
             topic_id=topic_id,
@@ -82,6 +88,7 @@ def alter_topic(
 
     Raises:
         UnknownTopic, TopicChanged, InvalidSetting: with a sentence that says what to change.
+        NotEnoughReplicas: as for a new topic.
     """
     topic = find_topic(state, name, topic_id)
     if not given:
@@ -90,9 +97,8 @@ def alter_topic(
     if settings == topic.settings:
         return []
     present = len(topic.partitions)
-    added = place(
-        sorted(state.nodes), settings.partitions - present, settings.replicas, first=present
-    )
+    more = settings.partitions - present
+    added = place(usable(state, settings.replicas), more, settings.replicas) if more else []
     return [
         TopicAltered(topic_id=topic.topic_id, settings=settings, added_replicas=added),
         *_appoint(topic.topic_id, present, added),
@@ -146,6 +152,44 @@ def find_topic(state: Metadata, name: str | None, topic_id: str | None) -> Topic
         f"there is no topic {(name or '')[:260]!r}; topics are made by `zbroker topic create`, "
         "not by using them"
     )
+
+
+def usable(state: Metadata, replicas: int, without: str | None = None) -> dict[str, Load]:
+    """The nodes that may get new replicas, with what each keeps and leads by preference.
+
+    Args:
+        replicas: how many of them are needed.
+        without: id of a topic that is not counted.
+
+    Raises:
+        NotEnoughReplicas: there are fewer.
+    """
+    unusable = {node: why for node in state.nodes if (why := state.why_unusable(node))}
+    loads = {
+        name: Load(node.rack) for name, node in sorted(state.nodes.items()) if name not in unusable
+    }
+    if len(loads) < replicas:
+        reasons = ", ".join(f"{node} {why}" for node, why in sorted(unusable.items()))
+        have = ", ".join(loads) if loads else "none"
+        raise NotEnoughReplicas(
+            f"replicas: found {replicas}, and of the cluster's {len(state.nodes)} nodes only these can keep new "
+            f"ones: {have} ({reasons or 'no other is registered'})",
+            outcome_unknown=False,
+        )
+    for topic in state.topics.values():
+        for partition in topic.partitions if topic.topic_id != without else ():
+            count(loads, partition)
+    return loads
+
+
+def count(loads: Mapping[str, Load], partition: PartitionState) -> None:
+    """Adds one partition to what its nodes keep and lead."""
+    replicas = partition.target or partition.replicas
+    for node in replicas:
+        if node in loads:
+            loads[node].keeps += 1
+    if replicas[0] in loads:
+        loads[replicas[0]].leads += 1
 
 
 def _appoint(topic_id: str, first: int, replicas: Sequence[Sequence[str]]) -> list[MetadataRecord]:

@@ -5,9 +5,12 @@ of appointment:
 
 - a leader is in sync and up; where nobody in sync is up, there is no leader until somebody is;
 - every appointment has a new epoch, and no node goes on with what it led before it started;
+- a node that is drained leads only what nobody else can lead;
 - the last in-sync replica stays in sync, dead or not: it alone is known to have everything that was committed;
-- a new disk is in sync with nothing; a start after an unclean stop is in sync only with what is `fsync: always`, unless
-  nobody else is.
+- a start after an unclean stop is in sync only with what is `fsync: always`, unless nobody else is;
+- a new disk is in sync with nothing. Where nobody else is in sync, what was committed is on the old disk alone: the
+  partition has no leader until that disk is back, or until a person gives it up (`accept_loss`, or by deleting the
+  topic). An empty log that led would be taken for the whole, and would empty the other replicas too.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from zbroker.cluster.records import (
 from zbroker.errors import InvalidRequest, NotLeader, StaleEpoch
 
 Reason = Literal["gone", "silent", "stopped"]
+Kept = tuple[TopicState, int, PartitionState]
 
 
 def register_node(
@@ -42,7 +46,7 @@ def register_node(
     """A node's start; nothing where this start is registered already.
 
     Args:
-        incarnation: which start on its disk this is.
+        incarnation: which start this is: larger for each one on a disk; those on two disks differ, in no order.
         clean: its last stop was in order: all that it had written is on disk.
 
     Raises:
@@ -50,32 +54,59 @@ def register_node(
     """
     before = state.nodes.get(node)
     same_disk = before is not None and before.disk_id == disk_id
-    if before is not None and same_disk and incarnation <= before.incarnation:
-        if incarnation == before.incarnation and state.is_up(node):
-            return []
-        if incarnation < before.incarnation:
-            raise InvalidRequest(
-                f"start {incarnation} of node {node!r} comes after start {before.incarnation}: it is a leftover, "
-                "or its data folder was put back from a copy; replace the node with an empty folder"
-            )
+    same_start = same_disk and before is not None and before.incarnation == incarnation
+    if same_start and state.is_up(node):
+        return []
+    if same_disk and before is not None and incarnation < before.incarnation:
+        raise InvalidRequest(
+            f"start {incarnation} of node {node!r} comes after start {before.incarnation}: it is a leftover, "
+            "or its data folder was put back from a copy; replace the node with an empty folder"
+        )
     records: list[MetadataRecord] = [
         NodeRegistered(
             node=node, disk_id=disk_id, incarnation=incarnation, host=host, port=port, rack=rack
         )
     ]
-    new_disk = before is not None and not same_disk
-    for topic, number, partition in _kept_by(state, node):
-        isr = list(partition.isr) or [node]
-        lost = new_disk or (topic.settings.fsync != "always" and not clean and before is not None)
-        if node in isr and lost and len(isr) > 1:
-            isr.remove(node)
-        up = [other for other in isr if other == node or state.is_up(other)]
-        if partition.leader in (node, None):
-            leader = _choose(partition, up, avoid=node if partition.leader == node else None)
-            records.append(_appoint(topic, number, partition, leader, isr))
-        elif isr != partition.isr:
-            records.append(IsrChanged(topic_id=topic.topic_id, partition=number, isr=isr))
+    for kept in _kept_by(state, node):
+        topic, _, partition = kept
+        whole = before is None or same_start or clean or topic.settings.fsync == "always"
+        had = before.disk_id if before is not None else disk_id
+        if partition.disk is not None and node in partition.isr:
+            had = partition.disk
+        if had == disk_id:
+            records += _returned(state, kept, node, whole=whole)
+        else:
+            records += _emptied(state, kept, node, had)
     return records
+
+
+def _returned(state: Metadata, kept: Kept, node: str, *, whole: bool) -> list[MetadataRecord]:
+    """One partition of a node that is up again, on the disk that it had."""
+    _, _, partition = kept
+    isr = partition.isr
+    if node in isr and len(isr) > 1 and not whole:
+        isr = _without(isr, node)
+    if partition.leader not in (node, None):
+        return _change_isr(kept, isr)
+    up = [each for each in isr if each == node or _can_lead(state, partition, each)]
+    if not up and isr == partition.isr and partition.leader is None:
+        return []
+    avoid = node if partition.leader == node else None
+    return [_appoint(kept, _choose(state, partition, up, avoid=avoid), isr)]
+
+
+def _emptied(state: Metadata, kept: Kept, node: str, had: str) -> list[MetadataRecord]:
+    """One partition of a node that is up on another disk than the one that it `had`."""
+    _, _, partition = kept
+    if node not in partition.isr or partition.disk is not None:
+        return []
+    if partition.isr == [node]:
+        return [_appoint(kept, None, [node], disk=had)]
+    isr = _without(partition.isr, node)
+    if partition.leader not in (node, None):
+        return _change_isr(kept, isr)
+    up = [each for each in isr if _can_lead(state, partition, each)]
+    return [_appoint(kept, _choose(state, partition, up), isr)]
 
 
 def fence_node(state: Metadata, node: str, reason: Reason) -> list[MetadataRecord]:
@@ -85,14 +116,14 @@ def fence_node(state: Metadata, node: str, reason: Reason) -> list[MetadataRecor
     records: list[MetadataRecord] = [
         NodeFenced(node=node, incarnation=state.nodes[node].incarnation, reason=reason)
     ]
-    for topic, number, partition in _kept_by(state, node):
-        isr = [other for other in partition.isr if other != node] or list(partition.isr)
-        up = [other for other in isr if other != node and state.is_up(other)]
+    for kept in _kept_by(state, node):
+        _, _, partition = kept
+        isr = _without(partition.isr, node) or partition.isr
         if partition.leader == node:
-            leader = _choose(partition, up)
-            records.append(_appoint(topic, number, partition, leader, isr))
-        elif isr != partition.isr:
-            records.append(IsrChanged(topic_id=topic.topic_id, partition=number, isr=isr))
+            up = [each for each in isr if each != node and _can_lead(state, partition, each)]
+            records.append(_appoint(kept, _choose(state, partition, up), isr))
+        elif partition.leader is not None:
+            records += _change_isr(kept, isr)
     return records
 
 
@@ -107,7 +138,7 @@ def change_isr(
     isr: Sequence[str],
     incarnations: Mapping[str, int],
 ) -> list[MetadataRecord]:
-    """What a leader proposes; definite either way.
+    """What a leader proposes; definite either way. What was accepted is accepted again, since proposals are repeated.
 
     Args:
         version: of the partition, as the leader knew it.
@@ -119,7 +150,7 @@ def change_isr(
         InvalidRequest: a member keeps no replica, or the leader is not among them.
     """
     topic = state.topics.get(topic_id)
-    if topic is None or number >= len(topic.partitions):
+    if topic is None or not 0 <= number < len(topic.partitions):
         raise NotLeader(f"there is no partition {number} of topic {topic_id} any more")
     partition = topic.partitions[number]
     if partition.leader != leader or partition.epoch != epoch:
@@ -127,72 +158,147 @@ def change_isr(
             f"{partition.leader} leads partition {number} of {topic.name!r} under epoch {partition.epoch}, "
             f"not {leader} under {epoch}"
         )
+    wanted = sorted(set(isr))
+    if version in (partition.version, partition.version - 1) and wanted == sorted(partition.isr):
+        return []
     if version != partition.version:
         raise StaleEpoch(
             f"partition {number} of {topic.name!r} is at version {partition.version}, not {version}"
         )
-    if leader not in isr or not set(isr) <= set(partition.replicas):
-        raise InvalidRequest(f"{sorted(isr)} cannot be in sync: replicas are {partition.replicas}")
-    for node in isr:
+    if leader not in wanted or not set(wanted) <= set(partition.replicas):
+        raise InvalidRequest(f"{wanted} cannot be in sync: replicas are {partition.replicas}")
+    for node in wanted:
         if not state.is_up(node) or state.nodes[node].incarnation != incarnations.get(node):
             raise StaleEpoch(f"{node} is not up, or not in the start that {leader} knows")
-    if sorted(isr) == sorted(partition.isr):
-        return []
-    return [IsrChanged(topic_id=topic_id, partition=number, isr=sorted(isr))]
+    return _change_isr((topic, number, partition), wanted)
 
 
 def hand_over(state: Metadata, node: str) -> list[MetadataRecord]:
     """Gives every leadership of a node to another in-sync replica, where there is one: before it stops."""
-    records: list[MetadataRecord] = []
-    for topic, number, partition in _kept_by(state, node):
-        others = [other for other in partition.isr if other != node and state.is_up(other)]
-        if partition.leader == node and others:
-            leader = _choose(partition, others)
-            records.append(_appoint(topic, number, partition, leader, list(partition.isr)))
-    return records
+    return [
+        record
+        for kept in _kept_by(state, node)
+        for record in hand_over_one(state, kept, node, drained_too=True)
+    ]
+
+
+def hand_over_one(
+    state: Metadata, kept: Kept, node: str, *, drained_too: bool
+) -> list[MetadataRecord]:
+    """The same for one partition; `drained_too`: a drained node may take it."""
+    _, _, partition = kept
+    others = [
+        each
+        for each in partition.isr
+        if each != node
+        and _can_lead(state, partition, each)
+        and (drained_too or each not in state.drained)
+    ]
+    if partition.leader != node or not others:
+        return []
+    return [_appoint(kept, _choose(state, partition, others), partition.isr)]
 
 
 def elect_anew(state: Metadata, *, topic_id: str, number: int, epoch: int) -> list[MetadataRecord]:
     """Another leader of one partition, since the present one cannot go on under its epoch."""
     topic = state.topics.get(topic_id)
-    if topic is None or number >= len(topic.partitions):
+    if topic is None or not 0 <= number < len(topic.partitions):
         return []
     partition = topic.partitions[number]
     if partition.epoch != epoch or partition.leader is None:
         return []
-    up = [node for node in partition.isr if state.is_up(node)]
-    leader = _choose(partition, up, avoid=partition.leader)
-    return [_appoint(topic, number, partition, leader, list(partition.isr))]
+    up = [node for node in partition.isr if _can_lead(state, partition, node)]
+    leader = _choose(state, partition, up, avoid=partition.leader)
+    return [_appoint((topic, number, partition), leader, partition.isr)]
 
 
 def prefer(state: Metadata) -> list[MetadataRecord]:
-    """Leaderships back to the first replica of each partition, where it is in sync and up."""
+    """Leaderships back to the first replica of each partition, where that may lead; away from drained nodes."""
     records: list[MetadataRecord] = []
-    for topic in state.topics.values():
-        for number, partition in enumerate(topic.partitions):
-            first = partition.replicas[0]
-            if partition.leader != first and first in partition.isr and state.is_up(first):
-                records.append(_appoint(topic, number, partition, first, list(partition.isr)))
+    for kept in _all(state):
+        _, _, partition = kept
+        leader, first = partition.leader, partition.replicas[0]
+        if leader is None:
+            continue
+        in_sync = first in partition.isr and _can_lead(state, partition, first)
+        if leader != first and in_sync and first not in state.drained:
+            records.append(_appoint(kept, first, partition.isr))
+        elif leader in state.drained:
+            records += hand_over_one(state, kept, leader, drained_too=False)
     return records
 
 
-def _kept_by(state: Metadata, node: str) -> Iterator[tuple[TopicState, int, PartitionState]]:
+def accept_loss(state: Metadata, *, topic_id: str, number: int, node: str) -> list[MetadataRecord]:
+    """A person gives up what only a lost disk has: a replica leads with what it has itself.
+
+    Raises:
+        InvalidRequest: the partition has a leader, or the node keeps no replica of it or is not up.
+    """
+    topic = state.topics.get(topic_id)
+    if topic is None or not 0 <= number < len(topic.partitions):
+        raise InvalidRequest(f"there is no partition {number} of topic {topic_id}")
+    partition = topic.partitions[number]
+    if partition.leader is not None:
+        raise InvalidRequest(
+            f"partition {number} of {topic.name!r} has a leader, {partition.leader}: nothing has to be given up"
+        )
+    if node not in partition.replicas or not state.is_up(node):
+        raise InvalidRequest(
+            f"{node} cannot lead partition {number} of {topic.name!r}: it has to be up, and one of "
+            f"{', '.join(partition.replicas)}"
+        )
+    return [_appoint((topic, number, partition), node, [node], unclean=True)]
+
+
+def _all(state: Metadata) -> Iterator[Kept]:
     for topic in state.topics.values():
         for number, partition in enumerate(topic.partitions):
-            if node in partition.replicas:
-                yield topic, number, partition
+            yield topic, number, partition
 
 
-def _choose(partition: PartitionState, up: Sequence[str], avoid: str | None = None) -> str | None:
-    """The first replica, in their order, of those that may lead; `avoid` only where there is no other."""
+def _kept_by(state: Metadata, node: str) -> Iterator[Kept]:
+    return (kept for kept in _all(state) if node in kept[2].replicas)
+
+
+def _without(isr: Sequence[str], node: str) -> list[str]:
+    return [each for each in isr if each != node]
+
+
+def _can_lead(state: Metadata, partition: PartitionState, node: str) -> bool:
+    """Whether an in-sync replica is up, on the disk that is in sync."""
+    return state.is_up(node) and partition.disk in (None, state.nodes[node].disk_id)
+
+
+def _choose(
+    state: Metadata, partition: PartitionState, up: Sequence[str], avoid: str | None = None
+) -> str | None:
+    """The first replica, in their order, of those that may lead; `avoid`, and drained ones, only if nobody else may."""
     ranked = [node for node in partition.replicas if node in up]
-    others = [node for node in ranked if node != avoid]
-    return next(iter(others or ranked), None)
+    return min(ranked, key=lambda node: (node == avoid, node in state.drained), default=None)
 
 
 def _appoint(
-    topic: TopicState, number: int, partition: PartitionState, leader: str | None, isr: list[str]
+    kept: Kept,
+    leader: str | None,
+    isr: Sequence[str],
+    *,
+    unclean: bool = False,
+    disk: str | None = None,
 ) -> LeaderAppointed:
+    topic, number, partition = kept
     return LeaderAppointed(
-        topic_id=topic.topic_id, partition=number, leader=leader, epoch=partition.epoch + 1, isr=isr
+        topic_id=topic.topic_id,
+        partition=number,
+        leader=leader,
+        epoch=partition.epoch + 1,
+        isr=list(isr),
+        unclean=unclean,
+        disk=disk,
     )
+
+
+def _change_isr(kept: Kept, isr: Sequence[str]) -> list[MetadataRecord]:
+    topic, number, partition = kept
+    if sorted(isr) == sorted(partition.isr):
+        return []
+    return [IsrChanged(topic_id=topic.topic_id, partition=number, isr=sorted(isr))]

@@ -15,9 +15,11 @@ from zbroker.cluster.records import (
     IsrChanged,
     LeaderAppointed,
     MetadataRecord,
+    NodeDrained,
     NodeFenced,
     NodeRegistered,
     ProducerIdsGranted,
+    ReplicasChanged,
     TopicAltered,
     TopicCreated,
     TopicDeleted,
@@ -31,7 +33,16 @@ DELETIONS_REMEMBERED = 1000
 
 @dataclass(slots=True)
 class PartitionState:
-    """Who keeps and leads one partition. `version` counts its changes: who proposes one names the last it knows."""
+    """Who keeps and leads one partition.
+
+    Attributes:
+        replicas: nodes that keep a copy, the preferred leader first.
+        isr: those of them that have all that is committed; never empty once there was a leader.
+        unclean: the leader may lack what was committed.
+        version: counts the changes: who proposes one names the last that it knows.
+        target: who is to keep it, while the partition moves.
+        disk: the one disk that has all that is committed, while the only node in sync is up on another one.
+    """
 
     replicas: list[str]
     leader: str | None = None
@@ -39,6 +50,8 @@ class PartitionState:
     isr: list[str] = field(default_factory=list)
     unclean: bool = False
     version: int = 0
+    target: list[str] | None = None
+    disk: str | None = None
 
 
 @dataclass(slots=True)
@@ -63,6 +76,8 @@ class Metadata:
         self.nodes: dict[str, NodeRegistered] = {}
         self.fenced: dict[str, str] = {}
         """Nodes that are taken for dead or have stopped, each with the reason."""
+        self.drained: dict[str, None] = {}
+        """Nodes that are to lead nothing that another can lead."""
         self.topics: dict[str, TopicState] = {}
         """Topics by id, in the order of their creation."""
         self.ids: dict[str, str] = {}
@@ -82,6 +97,14 @@ class Metadata:
     def is_up(self, node: str) -> bool:
         """Whether a node is registered and not fenced."""
         return node in self.nodes and node not in self.fenced
+
+    def why_unusable(self, node: str) -> str | None:
+        """Why a node gets no new replicas, in words for people; None where it may."""
+        if node not in self.nodes:
+            return "is not a node of the cluster"
+        if node in self.fenced:
+            return f"is down ({self.fenced[node]})"
+        return "is drained" if node in self.drained else None
 
     def topic_named(self, name: str) -> TopicState | None:
         """The topic of that name, if there is one."""
@@ -108,6 +131,13 @@ class Metadata:
             case NodeFenced():
                 assert self.nodes[record.node].incarnation == record.incarnation, record
                 self.fenced[record.node] = record.reason
+                self.nodes_touched = True
+            case ReplicasChanged():
+                self._replicas_changed(record)
+            case NodeDrained():
+                self.drained.pop(record.node, None)
+                if record.drained:
+                    self.drained[record.node] = None
                 self.nodes_touched = True
             case ProducerIdsGranted():
                 self.next_producer_id = max(self.next_producer_id, record.first + record.count)
@@ -160,10 +190,13 @@ class Metadata:
         partition = self.topics[record.topic_id].partitions[record.partition]
         assert record.epoch > partition.epoch, "leader epochs only grow"
         assert record.leader is None or record.leader in record.isr, "a leader is in sync"
+        assert record.isr, "somebody has what is committed"
+        assert set(record.isr) <= set(partition.replicas), record
         partition.leader = record.leader
         partition.epoch = record.epoch
         partition.isr = list(record.isr)
         partition.unclean = record.unclean
+        partition.disk = record.disk
         partition.version += 1
         self.touched[record.topic_id] = None
 
@@ -172,5 +205,13 @@ class Metadata:
         assert partition.leader in record.isr, "a leader is in sync"
         assert set(record.isr) <= set(partition.replicas), record
         partition.isr = list(record.isr)
+        partition.version += 1
+        self.touched[record.topic_id] = None
+
+    def _replicas_changed(self, record: ReplicasChanged) -> None:
+        partition = self.topics[record.topic_id].partitions[record.partition]
+        assert set(partition.isr) <= set(record.replicas), record
+        partition.replicas = list(record.replicas)
+        partition.target = None if record.target is None else list(record.target)
         partition.version += 1
         self.touched[record.topic_id] = None

@@ -72,7 +72,10 @@ class TopicDeleted(msgspec.Struct, tag_field="kind", tag="topic_deleted", frozen
 
 
 class LeaderAppointed(msgspec.Struct, tag_field="kind", tag="leader_appointed", frozen=True):
-    """Who leads a partition, under which epoch, and who is in sync; `unclean`: what was committed may be missing."""
+    """Who leads a partition, under which epoch, and who is in sync; `unclean`: what was committed may be missing.
+
+    `disk`: there is no leader, because the last in-sync replica came back on another disk; this one has the records.
+    """
 
     topic_id: str
     partition: int
@@ -80,6 +83,7 @@ class LeaderAppointed(msgspec.Struct, tag_field="kind", tag="leader_appointed", 
     epoch: int
     isr: list[str]
     unclean: bool = False
+    disk: str | None = None
 
 
 class IsrChanged(msgspec.Struct, tag_field="kind", tag="isr_changed", frozen=True):
@@ -88,6 +92,22 @@ class IsrChanged(msgspec.Struct, tag_field="kind", tag="isr_changed", frozen=Tru
     topic_id: str
     partition: int
     isr: list[str]
+
+
+class ReplicasChanged(msgspec.Struct, tag_field="kind", tag="replicas_changed", frozen=True):
+    """Who keeps a partition; `target` who is to keep it once they all are in sync, None where that is so."""
+
+    topic_id: str
+    partition: int
+    replicas: list[str]
+    target: list[str] | None = None
+
+
+class NodeDrained(msgspec.Struct, tag_field="kind", tag="node_drained", frozen=True):
+    """A node is to lead nothing that another can lead, and gets no new replicas; or that is over."""
+
+    node: str
+    drained: bool
 
 
 class ProducerIdsGranted(msgspec.Struct, tag_field="kind", tag="producer_ids_granted", frozen=True):
@@ -107,6 +127,8 @@ MetadataRecord = (
     | TopicDeleted
     | LeaderAppointed
     | IsrChanged
+    | ReplicasChanged
+    | NodeDrained
     | ProducerIdsGranted
 )
 

@@ -26,6 +26,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     voters: dict[str, str]
     nodes: list[NodeRegistered]
     fenced: dict[str, str]
+    drained: list[str]
     topics: list[TopicState]
     next_producer_id: int
     deletions: dict[str, str]
@@ -94,6 +95,7 @@ def _state(metadata: Metadata) -> State:
         voters=metadata.voters,
         nodes=list(metadata.nodes.values()),
         fenced=metadata.fenced,
+        drained=list(metadata.drained),
         topics=list(metadata.topics.values()),
         next_producer_id=metadata.next_producer_id,
         deletions=metadata.deletions,
@@ -121,6 +123,7 @@ def _restore(data: Buffer, path: str) -> Metadata:
     metadata.voters = state.voters
     metadata.nodes = {node.node: node for node in state.nodes}
     metadata.fenced = state.fenced
+    metadata.drained = dict.fromkeys(state.drained)
     metadata.topics = {topic.topic_id: topic for topic in state.topics}
     metadata.ids = {topic.name: topic.topic_id for topic in state.topics}
     metadata.folded = {topic.name.lower(): topic.name for topic in state.topics}
