@@ -8,7 +8,7 @@ the copies of what one node leads are spread over all the others.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -38,43 +38,28 @@ def place(
     [['a', 'c'], ['c', 'a']]
     """
     assert replicas <= len(nodes), (replicas, nodes)
-    placed = _staying(nodes, partitions, replicas, kept)
-    share = _share(partitions + sum(load.leads for load in nodes.values()), nodes)
+    placed = [
+        [node for node in kept[number] if node in nodes][:replicas] if number < len(kept) else []
+        for number in range(partitions)
+    ]
     for chosen in placed:
-        if chosen and nodes[chosen[0]].leads >= share:
-            chosen.sort(key=lambda node: nodes[node].leads)
+        for position, node in enumerate(chosen):
+            nodes[node].keeps += 1
+            nodes[node].leads += position == 0
+    for chosen in placed:
         if not chosen:
             chosen.append(_leader(nodes))
             nodes[chosen[0]].keeps += 1
-        nodes[chosen[0]].leads += 1
+            nodes[chosen[0]].leads += 1
     turns: Counter[str] = Counter()
     for chosen in placed:
-        turns[chosen[0]] += 1
         while len(chosen) < replicas:
-            chosen.append(_follower(nodes, chosen, turns[chosen[0]] - 1))
+            chosen.append(_follower(nodes, chosen, turns[chosen[0]]))
             nodes[chosen[-1]].keeps += 1
+        turns[chosen[0]] += 1
+    while _even_copies(nodes, placed) or _even_leaderships(nodes, placed):
+        pass
     return placed
-
-
-def _staying(
-    nodes: Mapping[str, Load], partitions: int, replicas: int, kept: Sequence[Sequence[str]]
-) -> list[list[str]]:
-    """What stays where it is: no more on any node than its share."""
-    share = _share(partitions * replicas + sum(load.keeps for load in nodes.values()), nodes)
-    placed: list[list[str]] = []
-    for number in range(partitions):
-        before = kept[number] if number < len(kept) else ()
-        chosen = [node for node in before if node in nodes and nodes[node].keeps < share]
-        del chosen[replicas:]
-        for node in chosen:
-            nodes[node].keeps += 1
-        placed.append(chosen)
-    return placed
-
-
-def _share(total: int, nodes: Mapping[str, Load]) -> int:
-    """How many a node has where all have equally many, rounded up."""
-    return -(-total // len(nodes))
 
 
 def _leader(nodes: Mapping[str, Load]) -> str:
@@ -101,3 +86,61 @@ def _follower(nodes: Mapping[str, Load], chosen: Sequence[str], turn: int) -> st
         return beside, nodes[name].keeps, (ring.index(name) - first) % len(ring)
 
     return min((name for name in ring if name not in chosen), key=order)
+
+
+def _even_copies(nodes: Mapping[str, Load], placed: Sequence[list[str]]) -> bool:
+    """Gives one copy of a node that keeps more to one that keeps less, a leader's last; False where all are even."""
+    order = sorted(nodes, key=lambda name: (nodes[name].keeps, name))
+    for heavy, light in _pairs(order):
+        if nodes[heavy].keeps - nodes[light].keeps < 2:
+            continue
+        movable = (
+            chosen
+            for chosen in placed
+            if heavy in chosen and light not in chosen and _keeps_apart(nodes, chosen, heavy, light)
+        )
+        leads: list[str] = []
+        for chosen in movable:
+            at = chosen.index(heavy)
+            if at == 0:
+                leads = leads or chosen
+                continue
+            chosen[at] = light
+            nodes[heavy].keeps -= 1
+            nodes[light].keeps += 1
+            return True
+        if leads:
+            leads[0] = light
+            nodes[heavy].keeps -= 1
+            nodes[light].keeps += 1
+            nodes[heavy].leads -= 1
+            nodes[light].leads += 1
+            return True
+    return False
+
+
+def _even_leaderships(nodes: Mapping[str, Load], placed: Sequence[list[str]]) -> bool:
+    """Lets a node that leads less lead instead of one that leads more; False where all are even."""
+    order = sorted(nodes, key=lambda name: (nodes[name].leads, name))
+    for heavy, light in _pairs(order):
+        if nodes[heavy].leads - nodes[light].leads < 2:
+            continue
+        for chosen in placed:
+            if chosen[0] == heavy and light in chosen:
+                at = chosen.index(light)
+                chosen[0], chosen[at] = light, heavy
+                nodes[heavy].leads -= 1
+                nodes[light].leads += 1
+                return True
+    return False
+
+
+def _pairs(order: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each two, of which the first is further behind in the order."""
+    return ((heavy, light) for heavy in reversed(order) for light in order if heavy != light)
+
+
+def _keeps_apart(nodes: Mapping[str, Load], chosen: Sequence[str], old: str, new: str) -> bool:
+    """Whether a copy stands beside no more others in its rack on the new node than on the old one."""
+    others = [nodes[each].rack for each in chosen if each != old and nodes[each].rack is not None]
+    return others.count(nodes[new].rack) <= others.count(nodes[old].rack)
