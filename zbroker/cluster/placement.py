@@ -35,7 +35,7 @@ def place(
     >>> place({"a": Load(), "b": Load(), "c": Load()}, 3, 2)
     [['a', 'b'], ['b', 'c'], ['c', 'a']]
     >>> place({"a": Load("x"), "b": Load("x"), "c": Load("y")}, 2, 2)
-    [['a', 'c'], ['c', 'a']]
+    [['a', 'c'], ['c', 'b']]
     """
     assert replicas <= len(nodes), (replicas, nodes)
     placed = [
