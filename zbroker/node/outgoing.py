@@ -29,7 +29,7 @@ QUEUE_MAX = 1000
 """Messages that may wait for one lane; leaders bound the bytes by what followers have credited."""
 RECONNECT_MS, RECONNECT_MAX_MS = 20, 200
 CONNECT_TIMEOUT_MS = 1000
-"""How long a TCP connect may take: left alone, the system repeats it ever more rarely, while a machine is back."""
+"""How long a TCP connect may take: left alone, the system repeats it ever more rarely, up to minutes."""
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, HEARTBEAT_TTL_MS = 1000, 3000, 10_000
 """ZMTP's own heartbeats: they end connections to and from machines that are gone without a word."""
 RESOLVE_MS = 2000
@@ -185,6 +185,8 @@ class Outgoing:
             if number == LINKED:
                 self._end_probe()
                 self._home = self._host
+                # A send looks no more than once a millisecond for what the I/O thread says; asking for events does.
+                self._pushes["control"].get(zmq.EVENTS)
                 self._take(self._watch.on_linked(now))
             else:
                 self._watch.on_lost(now)
@@ -200,11 +202,10 @@ class Outgoing:
             return
         outcome, host = self._probe.answer
         self._probe = None
-        was_gone = self._watch.told == "gone"
         self._take(self._watch.on_outcome(outcome, now))
         if host is not None:
             self._home = host
-            if host != self._host or (was_gone and self._watch.told == "gone"):
+            if host != self._host or self._watch.is_back():
                 # At once, where libzmq would wait until its next attempt.
                 self._connect(host)
 

@@ -42,16 +42,16 @@ class Watch:
     linked  lost                lost    a probe at once, the next ones after 2, 4, 8, 16 and then every 25 ms;
                                         after a second every 250 ms
     lost    refused             lost    `gone`, at most every 100 ms
-    lost    accepted            lost    after the second in a row `up`, unless that was told last; once the
-                                        quick probes are over, no more of them until the link fails again
+    lost    accepted            lost    another probe after 25 ms, and then `up`, unless that was told last; where
+                                        it was, as above, but after a second none until the link fails again
     lost    nothing             lost
     lost    linked              linked  `up`, unless that was told last; probes end
     ======= =================== ======= =====================================================================
 
     *linked*: the control lane has shaken hands. *lost*: it was disconnected, or a connect of its failed.
 
-    `up` waits for the link or a second acceptance so that what is sent at `up` arrives: nothing is queued for a lane
-    that is not connected.
+    `up` waits for the link, and for a second acceptance where that does not come, so that what is sent at `up`
+    arrives: nothing is queued for a lane that is not connected.
 
     Attributes:
         linked: the control lane is connected.
@@ -106,15 +106,21 @@ class Watch:
             event = self._tell("gone", now)
         elif self._accepted >= 2 and self.told != "up":
             event = self._tell("up", now)
-        if now - self._lost_at < QUICK_FOR_MS:
+        if outcome == "accepted" and self.told != "up":
+            self.due = now + PAUSE_MS
+        elif now - self._lost_at < QUICK_FOR_MS:
             self.due = max(now, self._asked_at + self._pause)
             self._pause = min(2 * self._pause, PAUSE_MS)
         elif outcome != "accepted":
             self.due = max(now, self._asked_at + PAUSE_SLOW_MS)
         else:
             # A process that accepts and does not shake hands is frozen: its backlog is not ours to fill.
-            self.due = now + PAUSE_MS if self.told != "up" else None
+            self.due = None
         return event
+
+    def is_back(self) -> bool:
+        """Whether the port has just accepted for the first time after it did not: the link can be had now."""
+        return self._accepted == 1 and self.told != "up"
 
     def _tell(self, event: Event, now: int) -> Event:
         self.told, self._told_at = event, now
