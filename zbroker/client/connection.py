@@ -2,7 +2,7 @@
 
 Owns every socket of a client and the ZeroMQ context. One poller loop: it drains what has arrived, lets the core decide
 (`step`), carries out the effects that the core left in its `Exchange`, and sleeps until the core wants to go on. Host
-names are resolved by a worker, never by libzmq, and sockets connect to numeric addresses; a name with several is tried
+names are resolved by workers, never by libzmq, and sockets connect to numeric addresses; a name with several is tried
 one after the other. Never decides what to send, and never retries.
 
 A DEALER that is disconnected, refused or late is closed, and the next transmission opens another: nothing that was
@@ -16,9 +16,9 @@ import contextlib
 import logging
 import math
 import os
-import queue
 import socket
 import struct
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -114,7 +114,7 @@ class Connection:
         self._poke_out: socket.socket | None = None
         self._servers: dict[Address, Server] = {}
         self._readers: dict[Any, tuple[Server, str]] = {}
-        self._resolver: _Resolver | None = None
+        self._resolver = _Resolver(name)
         self._sub_watch = 0.0
 
     # Any thread ---
@@ -200,8 +200,6 @@ class Connection:
             for server in self._servers.values():
                 self._close_dealer(server, self._linger)
                 self._close_sub(server)
-            if self._resolver is not None:
-                self._resolver.stop()
             context.term()
             for end in (self._poke_in, self._poke_out):
                 if end is not None:
@@ -273,9 +271,11 @@ class Connection:
         else:
             self._read_monitor(sock, server, now)
 
-    def _read_dealer(self, sock: zmq.Socket[bytes], server: Server, now: float) -> None:
+    def _read_dealer(
+        self, sock: zmq.Socket[bytes], server: Server, now: float, most: int = DRAIN
+    ) -> None:
         exchange, address = self.machine.exchange, server.address
-        for _ in range(DRAIN):
+        for _ in range(most):
             try:
                 parts = sock.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -330,6 +330,8 @@ class Connection:
             elif event & _EVENTS:
                 lost = f"the server does not speak ZeroMQ as expected (event {value})"
         if lost is not None:
+            if server.dealer is not None:  # what the server answered before it went is an answer
+                self._read_dealer(server.dealer, server, now, sys.maxsize)
             server.turn += 1
             self._close_dealer(server, 0)
             server.outbox.clear()
@@ -515,8 +517,6 @@ class Connection:
             return True
         if not server.resolving:
             server.resolving = True
-            if self._resolver is None:
-                self._resolver = _Resolver(self.name)
             self._resolver.ask(
                 server.address.host,
                 lambda found: self.post(lambda now: self._found(server, found, now)),
@@ -540,38 +540,27 @@ class Connection:
 
 
 class _Resolver:
-    """A worker that looks names up; slow name servers hold up nobody else."""
+    """Looks names up, each in a thread of its own: a name that is slow to resolve holds up nobody else."""
 
     def __init__(self, name: str) -> None:
-        self._asked: queue.SimpleQueue[tuple[str, Callable[[list[str] | str], None]] | None] = (
-            queue.SimpleQueue()
-        )
-        threading.Thread(target=self._work, name=f"{name}-names", daemon=True).start()
+        self._name = f"{name}-names"
 
     def ask(self, host: str, answer: Callable[[list[str] | str], None]) -> None:
         """Looks a name up; `answer` gets numeric addresses, IPv4 first, or why there are none."""
-        self._asked.put((host, answer))
+        threading.Thread(
+            target=lambda: answer(self._look_up(host)), name=self._name, daemon=True
+        ).start()
 
-    def stop(self) -> None:
-        """Ends the worker once what it is doing is done."""
-        self._asked.put(None)
-
-    def _work(self) -> None:
-        while True:
-            job = self._asked.get()
-            if job is None:
-                return
-            host, answer = job
-            try:
-                infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            except OSError as error:
-                answer(f"the name {host} cannot be resolved ({error.strerror or error})")
-                continue
-            except UnicodeError as error:
-                answer(f"the name {host} cannot be resolved ({error})")
-                continue
-            infos.sort(key=lambda info: info[0] != socket.AF_INET)
-            answer(list(dict.fromkeys(str(info[4][0]) for info in infos)))
+    @staticmethod
+    def _look_up(host: str) -> list[str] | str:
+        try:
+            infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            return f"the name {host} cannot be resolved ({error.strerror or error})"
+        except UnicodeError as error:
+            return f"the name {host} cannot be resolved ({error})"
+        infos.sort(key=lambda info: info[0] != socket.AF_INET)
+        return list(dict.fromkeys(str(info[4][0]) for info in infos))
 
 
 def _is_numeric(host: str) -> bool:
