@@ -206,6 +206,8 @@ class SimCluster:
             self._announce()
         self.at(self.metadata_lag(), lambda: self._learn(node))
         self.at(0.05, lambda: self._join(name))
+        for number in range(len(self.seats)):
+            self._replicate_later(number)
 
     def move(self, partition: int, to: str, *, unclean: bool = False) -> None:
         """Another leader is appointed."""
