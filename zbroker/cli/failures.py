@@ -69,7 +69,7 @@ def _says_what_to_do(message: str) -> bool:
 
 
 _IMPERATIVES = frozenset(
-    {"name", "start", "stop", "choose", "try", "give", "create", "make", "use"}
+    {"name", "start", "stop", "choose", "change", "try", "give", "create", "make", "use"}
 )
 
 

@@ -287,7 +287,10 @@ class Connection:
                 continue
             body = _content(parts[1]) if len(parts) > 1 else None
             if reply.id == 0 and isinstance(reply, messages.ErrorReply):
-                logger.warning("%s: %s refuses: %s", self.name, address, reply.message)
+                # To the hello. A node that is starting says so to every request too, which is then repeated.
+                passing = frames.reply_error(reply).retriable
+                level = logging.DEBUG if passing else logging.WARNING
+                logger.log(level, "%s: %s refuses: %s", self.name, address, reply.message)
                 continue
             exchange.on_reply(address, reply, body, now)
             if sock.closed:

@@ -461,10 +461,13 @@ class ProducerCore:
                 entry.delta -= shift
             latest = base + max(entry.delta for entry in entries)
         records: Any = entries
+        numbered = batch.sequence >= 0
         batch.data = encode_batch(
             records, base_timestamp=base, max_timestamp=latest, codec=self.settings.codec,
-            producer_id=self.producer_id if batch.sequence >= 0 else NO_PRODUCER,
-            producer_epoch=batch.epoch, base_sequence=batch.sequence,
+            producer_id=self.producer_id if numbered else NO_PRODUCER,
+            producer_epoch=batch.epoch, base_sequence=batch.sequence, size_hint=batch.size,
+            # What is numbered when it is sent gets its CRC then.
+            with_crc=numbered or not self.settings.idempotent,
         )  # fmt: skip
         batch.taken = None
         self._accumulator.recharge(batch, len(batch.data))

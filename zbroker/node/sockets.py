@@ -285,7 +285,7 @@ class Sockets:
         except zmq.ZMQError as error:
             socket.close(linger=0)
             raise AddressInUse(
-                f"{address} cannot be bound: {error.strerror}; stop what uses it, or change the node's "
+                f"{address} cannot be bound: {zmq.strerror(error.errno or 0)}; stop what uses it, or change the node's "
                 "address in its configuration",
                 address=address,
             ) from None

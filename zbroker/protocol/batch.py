@@ -92,6 +92,7 @@ _PRODUCER_ZONE = struct.Struct("<4sBxHIIIqqqqi")
 _STAMP = struct.Struct("<qqiHxx")
 _CRC = struct.Struct("<I")
 CRC_AT, STAMP_AT, HEADER_CRC_AT = 56, 60, 84
+_NO_HEADER = bytes(HEADER_SIZE)
 
 MALFORMED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError)
 """Whatever decoding hostile MessagePack may raise."""
@@ -99,6 +100,7 @@ MALFORMED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryErr
 crc32c = _crc32c.crc32c
 
 _encode_payload = msgspec.msgpack.Encoder().encode
+_encode_payload_into = msgspec.msgpack.Encoder().encode_into
 
 
 class Row(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -179,6 +181,8 @@ def encode_batch(
     producer_epoch: int = -1,
     base_sequence: int = -1,
     attributes: int = 0,
+    size_hint: int = 0,
+    with_crc: bool = True,
 ) -> bytearray:
     """A batch as a producer sends it, its stamp still zero.
 
@@ -189,22 +193,28 @@ def encode_batch(
         max_timestamp: the latest record's timestamp.
         codec: compression number; a payload that would not shrink is left as it is.
         attributes: further attribute bits, such as `CONTROL`.
+        size_hint: about how many bytes the payload needs.
+        with_crc: False leaves the CRC to `set_producer`, which must follow.
     """
-    payload: bytes | bytearray = _encode_payload(records)
-    uncompressed = len(payload)
     if codec:
+        payload: bytes | bytearray = _encode_payload(records)
+        uncompressed = len(payload)
         smaller = compression.compress(codec, payload)
         if len(smaller) < uncompressed:
             payload = smaller
             attributes |= codec
-    zone = _PRODUCER_ZONE.pack(
-        MAGIC, VERSION, attributes, len(records), len(payload), uncompressed,
+        batch = bytearray().join((_NO_HEADER, payload))
+    else:
+        # Straight behind the header: large temporaries cost more than encoding does.
+        batch = bytearray(HEADER_SIZE + size_hint)
+        _encode_payload_into(records, batch, HEADER_SIZE)
+        uncompressed = len(batch) - HEADER_SIZE
+    batch[:CRC_AT] = _PRODUCER_ZONE.pack(
+        MAGIC, VERSION, attributes, len(records), len(batch) - HEADER_SIZE, uncompressed,
         base_timestamp, max_timestamp, producer_id, base_sequence, producer_epoch,
     )  # fmt: skip
-    batch = bytearray(HEADER_SIZE)
-    batch[:CRC_AT] = zone
-    _CRC.pack_into(batch, CRC_AT, crc32c(payload, crc32c(zone)))
-    batch += payload
+    if with_crc:
+        _set_crc(batch)
     return batch
 
 
@@ -213,6 +223,10 @@ def set_producer(
 ) -> None:
     """Gives an encoded batch another producer identity in place, and its CRC again."""
     struct.pack_into("<qqi", batch, 36, producer_id, base_sequence, producer_epoch)
+    _set_crc(batch)
+
+
+def _set_crc(batch: bytearray) -> None:
     view = memoryview(batch)
     _CRC.pack_into(batch, CRC_AT, crc32c(view[HEADER_SIZE:], crc32c(view[:CRC_AT])))
 
