@@ -17,7 +17,7 @@ settings.register_profile(
 settings.load_profile("zbroker")
 
 
-SUMMARY_WIDTH = 600
+SUMMARY_WIDTH = 400
 """Characters of a line of pytest's summary where no terminal sets a width: a failure's reason is not cut off."""
 
 

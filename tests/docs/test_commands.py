@@ -38,7 +38,7 @@ INSTALL_PATIENCE_S = 600.0
 COMMAND_PATIENCE_S = 300.0
 MEMORY = Path("/dev/shm")
 MEMORY_MIN = 32 << 20
-PRINTED_MAX = 400
+PRINTED_MAX = 250
 """Characters of output in a failure's first line, of which the last are kept."""
 
 # pytest's own limit counts the installation too.

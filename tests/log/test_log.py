@@ -20,6 +20,7 @@ from zbroker.log import (
     delete_folder,
 )
 from zbroker.log.requests import Upkeep, Write
+from zbroker.log.storage import Completion
 from zbroker.protocol import batch as batches
 
 
@@ -421,6 +422,27 @@ def test_a_deleted_folder_is_gone_with_all_its_files(world: World) -> None:
     delete_folder(world.storage, FOLDER)
     world.run()
     assert world.files.list("topics/t") == []
+
+
+def test_a_folder_that_goes_with_the_one_above_it_is_no_failure(simulated: World) -> None:
+    """A topic's folder is removed once it holds no partition, while the last one's request may still be at work."""
+    world = simulated
+    world.fill(3)
+    world.close()
+
+    def hook(kind: str, path: str) -> None:
+        if kind == "flush_folder":
+            world.disk.hook = None
+            world.disk.remove_folder(path)
+
+    world.disk.hook = hook
+    told: list[Completion] = []
+    world.storage.deliver = told.append
+    delete_folder(world.storage, FOLDER)
+    world.storage.run_all()
+    assert world.disk.hook is None
+    assert [completion.error for completion in told] == [None]
+    assert world.files.list("topics") == []
 
 
 # Closing and opening ---

@@ -363,7 +363,9 @@ class DeleteFolder(Request):
             files.rename(self.owner, aside)
         except FileNotFoundError:
             return
-        files.flush_folder(names.parent(self.owner))
+        # The folder above goes too once it holds no other partition, perhaps at this moment.
+        with contextlib.suppress(FileNotFoundError):
+            files.flush_folder(names.parent(self.owner))
         files.remove_folder(aside)
 
 

@@ -128,9 +128,14 @@ class RealFiles:
     def remove_folder(self, folder: str) -> None:
         """Removes a folder and all that is in it."""
         self._forget(folder)
-        try:
-            shutil.rmtree(self._path(folder))
-        except FileNotFoundError:
+        path = self._path(folder)
+        while True:
+            try:
+                shutil.rmtree(path)
+            except FileNotFoundError:
+                # Another thread removes a folder in it: what that one leaves goes with the next try.
+                if os.path.lexists(path):
+                    continue
             return
 
     def close(self) -> None:
