@@ -27,8 +27,10 @@ from zbroker.errors import InvalidSetting
 from zbroker.units import (
     Address,
     UnitError,
+    format_duration,
     format_size,
     parse_address,
+    parse_duration,
     parse_host,
     parse_size,
 )
@@ -40,6 +42,9 @@ FRAME_OVERHEAD = 64 << 10
 """What a frame may hold beside a batch's payload, in bytes."""
 
 NODES_MAX = 255
+
+SESSION_TIMEOUTS = (300, 60_000)
+"""The shortest and the longest session timeout, in milliseconds."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _NAME_EXPECTED = "a name of up to 63 letters, digits, dots, underscores and hyphens"
@@ -78,6 +83,8 @@ class ClusterConfig(msgspec.Struct, frozen=True):
     """Names of the nodes that elect the controller, in the order of `nodes` unless told."""
     topics: Mapping[str, topics.Value]
     """Defaults for new topics, parsed: what `zbroker.topics.create` takes."""
+    session_timeout: int = 1000
+    """Milliseconds of silence after which a node is taken for dead."""
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -216,14 +223,14 @@ def _included(item: Item) -> Item:
             if name in ("cluster", "node", "data"):
                 key.fail(
                     f"found the key {name!r}, expected what stands under 'cluster' "
-                    "itself: name, nodes, voters, topics"
+                    "itself: name, nodes, voters, session_timeout, topics"
                 )
     return included
 
 
 def _cluster(item: Item, limits: Limits) -> ClusterConfig:
     fields = item.fields(
-        ("name", "nodes", "voters", "topics"),
+        ("name", "nodes", "voters", "session_timeout", "topics"),
         required=("name", "nodes"),
         expected="a cluster",
     )
@@ -232,7 +239,23 @@ def _cluster(item: Item, limits: Limits) -> ClusterConfig:
     names = tuple(node.name for node in nodes)
     voters = _voters(fields["voters"], names) if "voters" in fields else default_voters(names)
     defaults = _topics(fields["topics"], len(nodes), limits) if "topics" in fields else {}
-    return ClusterConfig(name=name, nodes=nodes, voters=voters, topics=MappingProxyType(defaults))
+    cluster = ClusterConfig(
+        name=name, nodes=nodes, voters=voters, topics=MappingProxyType(defaults)
+    )
+    if "session_timeout" not in fields:
+        return cluster
+    return msgspec.structs.replace(cluster, session_timeout=_session(fields["session_timeout"]))
+
+
+def _session(item: Item) -> int:
+    """How long a node may be silent: shorter than a pause of its process would fence the living."""
+    session = item.parsed(parse_duration, "a duration such as 1s or 500ms")
+    low, high = SESSION_TIMEOUTS
+    if not low <= session <= high:
+        item.fail(
+            f"found {item.text('')!r}, expected {format_duration(low)} to {format_duration(high)}"
+        )
+    return session
 
 
 def _nodes(item: Item) -> tuple[NodeConfig, ...]:

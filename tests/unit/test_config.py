@@ -39,6 +39,7 @@ cluster:
     node2: {address: node2.local:5550, listen: 0.0.0.0, rack: shelf-b}
     node3: {address: "[fd00::3]:5550", listen: "::"}
   voters: [node3, node1]
+  session_timeout: 1500ms
   topics: {partitions: 4, replicas: 3, min_insync: 2, fsync: interval, retention: 7d}
 http: "[::1]:5554"
 limits: {frame: 16MiB, memory: 1GiB, clients: 50}
@@ -159,6 +160,7 @@ def test_everything_that_can_be_said() -> None:
     )
     assert read.self.name == "node2"
     assert read.cluster.voters == ("node3", "node1")
+    assert read.cluster.session_timeout == 1500
     assert read.cluster.topics == {
         "partitions": 4,
         "replicas": 3,
@@ -176,6 +178,14 @@ def test_everything_that_can_be_said() -> None:
 )
 def test_voters_left_out(count: int, voters: str) -> None:
     assert config.loads(nodes(count)).cluster.voters == tuple(voters.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"), [("", 1000), ("300ms", 300), ("1s", 1000), ("1m", 60_000)]
+)
+def test_session_timeouts(text: str, milliseconds: int) -> None:
+    line = f"session_timeout: {text}" if text else "voters: [n1]"
+    assert config.loads(nodes(3, line)).cluster.session_timeout == milliseconds
 
 
 @pytest.mark.parametrize(
@@ -277,7 +287,9 @@ def test_the_template_is_the_one_node_configuration() -> None:
 def test_the_template_shows_the_defaults() -> None:
     """Each line behind a #, put to use, changes nothing but that HTTP is served."""
     text = config.template()
-    settings = re.sub(r"(?m)^(  )?# ((?:voters|topics|http|limits):|  \w+: )", r"\1\2", text)
+    settings = re.sub(
+        r"(?m)^(  )?# ((?:voters|session_timeout|topics|http|limits):|  \w+: )", r"\1\2", text
+    )
     read = config.loads(settings)
     plain = config.loads(text)
     assert read.http == Address("127.0.0.1", 5554)
