@@ -29,7 +29,7 @@ from typing import Literal
 import msgspec
 
 from zbroker.errors import DataFolderError, StorageFailed, ZBrokerError
-from zbroker.log import envelope
+from zbroker.log import envelope, names
 from zbroker.log.storage import Completion, Files, Request, Storage
 from zbroker.protocol.peers import Form, Greeting
 
@@ -56,8 +56,9 @@ class SaveIdentity(Request):
     identity: Identity
 
     def run(self, files: Files) -> Identity:
-        """The identity that is on disk now."""
+        """The identity that is on disk now; and with it the folder, in which the votes will be too."""
         files.make_folder(self.owner)
+        files.flush_folder(names.parent(self.owner))
         data = envelope.seal(MAGIC, msgspec.msgpack.encode(self.identity))
         envelope.save(files, self.owner, NAME, data)
         return self.identity

@@ -20,7 +20,6 @@ running   the broker has failed          absent    its error is kept on the mach
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +63,9 @@ class Watch:
 
     def sent(self, process: Process, node: str, lane: str, frames: Sequence[Buffer]) -> None:
         """A broker sends to another node."""
+
+    def asked(self, process: Process, route: bytes, head: bytes) -> None:
+        """A client's request has come to a broker."""
 
     def replied(
         self, process: Process, to: Conversation, message: Reply, body: Buffer | None
@@ -243,11 +245,9 @@ class Process:
             peers=tuple(name for name in cluster.names if name != self.name),
             voters=cluster.voters, **cluster.settings,
         )  # fmt: skip
-        several: dict[str, Any] = {"peers": self, "random": chance.random}
-        if "peers" not in inspect.signature(Broker).parameters:
-            several = {}
         self.broker = Broker(
-            settings, storage=self.storage, transport=self, fresh_id=cluster.fresh_id, report=self.report, **several
+            settings, storage=self.storage, transport=self, peers=self, random=chance.random,
+            fresh_id=cluster.fresh_id, report=self.report,
         )  # fmt: skip
 
     # Life ---
@@ -329,7 +329,7 @@ class Process:
             machine.stopped_well = True
             self.end("stopped in order")
         else:
-            due = getattr(broker, "due", None)
+            due = broker.due
             if due is not None and due != self._due:
                 self._due = due
                 delay = max(0, due - self.now) * MS
@@ -350,6 +350,7 @@ class Process:
         """A message off the network."""
         if lane == "request":
             route, frames = content
+            self.cluster.watch.asked(self, route, frames[0])
             self.broker.on_message(
                 route, [bytes(frame) for frame in frames], self.now, self.machine.wall()
             )

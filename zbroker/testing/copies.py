@@ -38,6 +38,7 @@ class Copy:
         batches: what is in its files, in order.
         start: log start offset.
         written: all below it is in the files. `flushed`: all below it is on the disk.
+        promised: what was flushed when the log was last recovered, which should have found it.
         epoch: newest leader epoch that the epoch file on the disk has.
         whole: the files are as this says; not so between a power failure or a failed write and the next recovery.
         torn: something was done to it that may take away what was flushed: damage, a failed flush.
@@ -45,13 +46,13 @@ class Copy:
     """
 
     __slots__ = (
-        "batches", "changes", "epoch", "flushed", "folder", "start", "torn", "whole", "written",
+        "batches", "changes", "epoch", "flushed", "folder", "promised", "start", "torn", "whole", "written",
     )  # fmt: skip
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.batches: list[Stored] = []
-        self.start = self.written = self.flushed = 0
+        self.start = self.written = self.flushed = self.promised = 0
         self.epoch = -1
         self.whole = False
         self.torn = False
@@ -169,6 +170,8 @@ class Copies:
             copy.changes += 1
 
     def _recovered(self, copy: Copy, found: State) -> list[Stored]:
+        copy.promised = 0 if copy.torn else copy.flushed
+        copy.torn = False
         copy.batches = self._read(copy.folder)
         copy.start, copy.written, copy.flushed = found.start, found.end, found.end
         copy.epoch = found.epochs.last_epoch

@@ -194,6 +194,13 @@ class SimulatedDisk:
         """What would be left of a file if nothing more arrived."""
         return bytes(self._file(path).durable)
 
+    def on_disk(self, path: str) -> bytes | None:
+        """What a power failure that keeps nothing more would leave of a file; None where its name would be gone."""
+        at: SimulatedFile | SimulatedFolder | None = self._root
+        for name in path.split("/"):
+            at = at.durable.get(name) if isinstance(at, SimulatedFolder) else None
+        return bytes(at.durable) if isinstance(at, SimulatedFile) else None
+
     @property
     def used(self) -> int:
         """Bytes in all files."""
