@@ -181,8 +181,14 @@ class MetadataPartition:
         self.replica.close()
 
     def set_first_voters(self, voters: Mapping[str, str]) -> None:
-        """Who votes while the log does not say so: disk ids by name, from the cluster's formation; before `open`."""
+        """Who votes while the log does not say so: disk ids by name, from the cluster's formation.
+
+        Before `open`, or where a disk that was not told of the voters at first is told of them now.
+        """
         self.voters = sorted(voters)
+        if self.election is not None:
+            self.election.voters = self.voters
+            self._appoint()
 
     def hand_over(self, now: int) -> None:
         """The leader asks the most caught-up voter to lead in its place."""
