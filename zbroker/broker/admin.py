@@ -94,6 +94,7 @@ class AdminDesk:
                 Node(
                     name=node.node, host=node.host, port=node.port, rack=node.rack,
                     alive=state.is_up(node.node), voter=node.node in state.voters,
+                    drained=node.node in state.drained,
                 )
                 for node in state.nodes.values()
             ],

@@ -19,16 +19,18 @@ import msgspec
 
 from zbroker.broker.mesh import Mesh
 from zbroker.broker.ports import BrokerSettings, FreshId, Report
-from zbroker.cluster import controller, membership
+from zbroker.cluster import controller, membership, moves
 from zbroker.cluster.formation import Identity
 from zbroker.cluster.metadata import Metadata
 from zbroker.cluster.quorum import MetadataPartition
 from zbroker.cluster.records import MetadataRecord, TopicAltered, TopicCreated
-from zbroker.errors import InvalidSetting, NotReady, ZBrokerError
+from zbroker.errors import InvalidRequest, InvalidSetting, NotReady, ZBrokerError
 from zbroker.protocol.messages import (
     AlterTopic,
     CreateTopic,
     DeleteTopic,
+    DrainNode,
+    MovePartitions,
 )
 from zbroker.protocol.peers import (
     ChangeIsr,
@@ -93,6 +95,8 @@ class ControllerDesk:
             CreateTopic: self._create_topic,
             AlterTopic: self._alter_topic,
             DeleteTopic: self._delete_topic,
+            MovePartitions: self._move_partitions,
+            DrainNode: self._drain_node,
         }
 
     # Requests ---
@@ -109,7 +113,10 @@ class ControllerDesk:
         result: dict[str, Any] = {}
         refusal: ZBrokerError | None = None
         try:
-            records, result = self._handlers[type(request)](draft, node, request)
+            handler = self._handlers.get(type(request))
+            if handler is None:
+                raise InvalidRequest("this version does not do that yet")
+            records, result = handler(draft, node, request)
         except ZBrokerError as error:
             refusal = error
 
@@ -159,6 +166,7 @@ class ControllerDesk:
         if self._ready_since is None or metadata.draft is None:
             return
         self._fence_silent()
+        self._propose(moves.finish_moves(metadata.draft))
         if now >= self._prefer_at:
             self._prefer_at = now + PREFER_MS
             self._propose(membership.prefer(metadata.draft))
@@ -258,6 +266,16 @@ class ControllerDesk:
         )
         topic_id = draft.ids[request.name] if records else draft.deletions[request.request_id]
         return records, {"topic_id": topic_id}
+
+    def _move_partitions(self, draft: Metadata, _: str, request: MovePartitions) -> Decision:
+        records = moves.move_partitions(
+            draft, name=request.name, topic_id=request.topic_id, partition=request.partition,
+            to=request.to,
+        )  # fmt: skip
+        return records, {}
+
+    def _drain_node(self, draft: Metadata, _: str, request: DrainNode) -> Decision:
+        return moves.drain_node(draft, request.node, undo=request.undo), {}
 
     def _check_fits(self, records: Sequence[MetadataRecord]) -> None:
         """That the batches of a topic fit into the frames that nodes take."""

@@ -27,7 +27,10 @@ SENTENCES: dict[str, tuple[int, str]] = {
     ),
     "waiting": (logging.INFO, "waiting for {waiting_for}"),
     "controller": (logging.INFO, "node {node} is the controller now (epoch {epoch})"),
-    "node_fenced": (logging.WARNING, "{peer} is taken for dead ({reason}): others lead what it led"),
+    "node_fenced": (
+        logging.WARNING,
+        "{peer} is taken for dead ({reason}): others lead what it led",
+    ),
     "fenced": (
         logging.WARNING,
         "this node was taken for dead ({reason}) and leads nothing; it registers again",

@@ -176,6 +176,7 @@ def _broker_settings(config: Config, folder: DataFolder) -> BrokerSettings:
         host=me.address.host,
         port=me.address.port,
         rack=me.rack,
+        session_timeout=config.cluster.session_timeout,
         peers=tuple(each.name for each in config.cluster.nodes if each.name != config.node),
         voters=config.cluster.voters,
         topic_defaults=config.cluster.topics,
