@@ -455,6 +455,8 @@ class Broker:
             return
         seen = (quorum.applied, quorum.leader, quorum.ready)
         while seen != self._seen or self._refollow:
+            if seen[1:] != self._seen[1:]:
+                self._tell_gone()  # another controller, which has not heard it yet
             self._seen = seen
             self._metadata_changed()
             seen = (quorum.applied, quorum.leader, quorum.ready)

@@ -131,6 +131,7 @@ class MetadataPartition:
         self._ready_at = -1
         self._led = -1
         self._beat_at = 0
+        self._announced = (-1, -1)
         self._now = 0
         log_settings = LogSettings(
             fsync="always", retention=None, retention_size=None, segment_age=None, lane="metadata"
@@ -437,6 +438,10 @@ class MetadataPartition:
             self._ready_at = self.replica.log.end_offset
             leader.advance()
         leader.committed_batches()
+        news = (leader.epoch, leader.high_watermark)
+        if news > self._announced:  # whom a decision concerns must not wait for the next heartbeat
+            self._announced = news
+            leader.announce(self._now)
 
     _wall = 0
 
