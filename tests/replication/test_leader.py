@@ -323,3 +323,12 @@ def test_a_newer_epoch_at_a_follower_deposes() -> None:
     bench = Bench()
     bench.hear("b", 0, status="stale", log_epoch=9)
     assert bench.leader.deposed == 9
+
+
+def test_who_comes_back_in_the_same_start_is_spoken_to_in_later_sessions() -> None:
+    bench = Bench()
+    before = bench.leader.followers["b"].session
+    bench.leader.set_followers({"c": 1}, bench.now)
+    bench.sent.clear()
+    bench.leader.set_followers({"b": 1, "c": 1}, bench.now)
+    assert [message.session > before for node, message in bench.sent if node == "b"] == [True]

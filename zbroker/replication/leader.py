@@ -146,6 +146,7 @@ class Leader:
         self._budgets = budgets
         self._now = now
         self._stamp = 0
+        self._sessions: dict[str, int] = {}
 
     # Who follows ---
 
@@ -153,13 +154,17 @@ class Leader:
         """Who keeps a copy, with the incarnation of each that is registered; those who are new are probed."""
         self._now = now
         for node in [node for node in self.followers if node not in replicas]:
-            self._release(node, self.followers.pop(node))
+            gone = self.followers.pop(node)
+            self._release(node, gone)
+            self._sessions[node] = (
+                gone.session
+            )  # it may come back in the same start, and has followed that far
         for node, incarnation in sorted(replicas.items()):
             known = self.followers.get(node)
             if known is None or known.incarnation != incarnation:
                 if known is not None:
                     self._release(node, known)
-                session = 0 if known is None else known.session
+                session = self._sessions.get(node, 0) if known is None else known.session
                 self.followers[node] = Progress(
                     incarnation, session, caught_up_at=now, heard_at=now
                 )

@@ -7,7 +7,7 @@ decides who leads: its owner hands it appointments, the controller's or its own 
 state     on                                 next      effect
 ========= ================================== ========= ================================================================
 opening   log Opened                         idle      the newest appointment is taken up
-idle      an appointment to follow           following a `Follower` of that epoch
+idle      an appointment to follow           following a `Follower` of that epoch; so too once this node is up again
 idle      an appointment to lead             beginning the epoch is begun in the log
 beginning log EpochBegun of that epoch       leading   a `Leader` of that epoch; followers are probed
 leading   log AppendFailed, batches were sent idle     `resigned`: those offsets may not be given again in this epoch
@@ -140,6 +140,8 @@ class Replica:
                 if sorted(appointment.isr) != self.leader.isr:
                     self.leader.isr_committed(appointment.isr)
                 self._set_followers()
+            elif self.state == "idle" and appointment.leader != self.settings.node:
+                self._take_up()  # this node is up again, under the leader that there was
             return
         self.resigned = False
         self._take_up()

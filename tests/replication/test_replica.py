@@ -1,0 +1,68 @@
+"""A replica's roles, by script: what an appointment makes of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import pytest
+
+from zbroker.log.log import Log
+from zbroker.log.settings import LogSettings
+from zbroker.protocol.peers import Appended
+from zbroker.replication.leader import LeaderSettings
+from zbroker.replication.ports import LinkBudget
+from zbroker.replication.replica import Appointment, Replica
+from zbroker.testing.disk import SimulatedDisk, SimulatedStorage
+
+
+class Bench:
+    """Node `a`'s replica of a partition that `a` and `b` keep."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, Appended]] = []
+        self.storage = SimulatedStorage(
+            SimulatedDisk(random.Random(0)), None, lambda done: self.replica.on_event(done, 0)
+        )
+        self.replica = Replica(
+            Log("p", LogSettings(retention=None), self.storage),
+            LeaderSettings(node="a", topic_id="t"),
+            send=lambda *_: None,
+            answer=lambda node, message: self.said.append((node, message)),
+            budgets=lambda _: LinkBudget(1),
+        )
+        self.replica.open(0)
+        self.storage.run_all()
+
+    def appoint(self, leader: str | None, epoch: int, replicas: Mapping[str, int]) -> None:
+        self.replica.appoint(
+            Appointment(epoch=epoch, leader=leader, isr=["b"], replicas=replicas), now=0
+        )
+        self.storage.run_all()
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_a_node_that_is_up_again_follows_the_leader_that_there_was(bench: Bench) -> None:
+    bench.appoint("b", 3, {"b": 1})
+    assert bench.replica.state == "idle", "it is fenced: nobody sends to it"
+    bench.appoint("b", 3, {"a": 1, "b": 1})
+    assert bench.replica.state == "following"
+    assert [(node, message.status) for node, message in bench.said] == [("b", "ready")]
+
+
+def test_the_same_appointment_again_changes_nothing(bench: Bench) -> None:
+    bench.appoint("b", 3, {"a": 1, "b": 1})
+    follower = bench.replica.follower
+    bench.appoint("b", 3, {"a": 1, "b": 1})
+    assert bench.replica.follower is follower
+
+
+def test_an_older_appointment_is_not_taken_up(bench: Bench) -> None:
+    bench.appoint("b", 3, {"a": 1, "b": 1})
+    bench.appoint("a", 2, {"a": 1, "b": 1})
+    assert bench.replica.state == "following"
+    assert bench.replica.epoch == 3
