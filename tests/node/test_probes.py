@@ -93,17 +93,18 @@ def test_a_frozen_process_is_left_alone_until_libzmq_fails_again_but_asked_then(
     assert watch.on_outcome("refused", 100_250) == "gone"
 
 
-def test_up_is_told_by_the_link_or_by_a_second_acceptance_25_ms_later() -> None:
+def test_up_is_told_by_the_link_or_by_the_fifth_acceptance() -> None:
     watch = linked()
     watch.on_lost(0)
     watch.begin(0)
     assert watch.on_outcome("refused", 0) == "gone"
-    watch.begin(2)
-    assert watch.on_outcome("accepted", 3) is None
-    assert watch.is_back()
-    assert watch.due == 28
-    watch.begin(28)
-    assert watch.on_outcome("accepted", 29) == "up"
+    for at in (2, 27, 52, 77):
+        assert watch.due == at
+        watch.begin(at)
+        assert watch.on_outcome("accepted", at) is None
+        assert watch.is_back() == (at == 2)
+    watch.begin(102)
+    assert watch.on_outcome("accepted", 102) == "up"
     assert not watch.is_back()
 
     watch = linked()
@@ -120,9 +121,10 @@ def test_acceptances_count_in_a_row_only() -> None:
     watch = linked()
     watch.on_lost(0)
     now = 0
-    for outcome in ("refused", "accepted", "nothing", "accepted", "refused", "accepted"):
+    accepted: list[Outcome] = ["accepted"] * 4
+    for outcome in ["refused", *accepted, "nothing", *accepted, "refused", *accepted]:
         watch.begin(now)
-        assert watch.on_outcome(outcome, now) in (None, "gone")  # type: ignore[arg-type]
+        assert watch.on_outcome(outcome, now) in (None, "gone")
         assert watch.due is not None
         now = watch.due
     assert watch.told == "gone"

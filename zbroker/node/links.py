@@ -34,7 +34,10 @@ BACKLOG = 1024
 
 
 class Links:
-    """All links of one node. No call blocks.
+    """All links of one node. No call blocks, but for a moment `close`.
+
+    A reactor polls `sockets`, calls `on_tick` when that is due, takes `events` every turn and `received` of the lanes
+    that are readable.
 
     Attributes:
         counters: what was dropped, by reason.
@@ -155,8 +158,11 @@ class Links:
     def events(self, now: int) -> Iterator[tuple[str, Literal["gone", "up"]]]:
         """What the peers' ports did.
 
+        Take them after `on_tick` too, whose probes may be answered at once.
+
         `gone`: a connect to the peer's control port was refused, so that its process is gone while its machine lives;
-        repeated while it lasts, at most every 100 ms. `up`: the port accepts, for the first time or again.
+        repeated while it lasts, at most every 100 ms. `up`: the port accepts, for the first time or again; told once
+        the control lane is connected, if that comes within a moment.
         """
         for key, _ in self._selector.select(0):
             take: Callable[[object, int], None] = key.data

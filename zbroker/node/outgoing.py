@@ -182,14 +182,19 @@ class Outgoing:
             except zmq.Again:
                 return
             number, _value = _EVENT.unpack(frames[0])
-            if number == LINKED:
+            if number != LINKED:
+                self._watch.on_lost(now)
+            elif self._is_open("control"):
                 self._end_probe()
                 self._home = self._host
-                # A send looks no more than once a millisecond for what the I/O thread says; asking for events does.
-                self._pushes["control"].get(zmq.EVENTS)
                 self._take(self._watch.on_linked(now))
-            else:
-                self._watch.on_lost(now)
+
+    def _is_open(self, lane: Lane) -> bool:
+        """Whether a message could be sent. It cannot where the link that was told of is one that `_connect` has ended.
+
+        Asking makes the socket take what the I/O thread has for it; a send looks no more than once a millisecond.
+        """
+        return bool(int(self._pushes[lane].get(zmq.EVENTS)) & zmq.POLLOUT)
 
     def _on_probe(self, connection: socket.socket, now: int) -> None:
         if self._probe is not None:
@@ -202,6 +207,10 @@ class Outgoing:
             return
         outcome, host = self._probe.answer
         self._probe = None
+        # The link may be there already: then the answer is late, and what would be done for it only harms.
+        self._on_monitor(None, now)
+        if not self._watch.asking:
+            return
         self._take(self._watch.on_outcome(outcome, now))
         if host is not None:
             self._home = host

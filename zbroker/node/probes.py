@@ -24,6 +24,8 @@ PAUSE_SLOW_MS = 250
 QUICK_FOR_MS = 1000
 TIMEOUT_MS = 250
 """How long a connect may take: on a LAN it takes no more than a few."""
+ACCEPTED_MIN = 5
+"""Acceptances in a row, each 25 ms after the other, that show that a port is back whose link does not come."""
 REPEAT_MS = 100
 """How often `gone` is repeated at most."""
 
@@ -42,16 +44,17 @@ class Watch:
     linked  lost                lost    a probe at once, the next ones after 2, 4, 8, 16 and then every 25 ms;
                                         after a second every 250 ms
     lost    refused             lost    `gone`, at most every 100 ms
-    lost    accepted            lost    another probe after 25 ms, and then `up`, unless that was told last; where
-                                        it was, as above, but after a second none until the link fails again
+    lost    accepted            lost    unless `up` was told last: the fifth in a row is `up`, the others are
+                                        followed by a probe after 25 ms. Where it was, as after other answers,
+                                        but after the first second no more until the link fails again
     lost    nothing             lost
     lost    linked              linked  `up`, unless that was told last; probes end
     ======= =================== ======= =====================================================================
 
     *linked*: the control lane has shaken hands. *lost*: it was disconnected, or a connect of its failed.
 
-    `up` waits for the link, and for a second acceptance where that does not come, so that what is sent at `up`
-    arrives: nothing is queued for a lane that is not connected.
+    `up` waits a while for the link, so that what is sent at `up` arrives: nothing is queued for a lane that is not
+    connected.
 
     Attributes:
         linked: the control lane is connected.
@@ -104,7 +107,7 @@ class Watch:
         event: Event | None = None
         if outcome == "refused" and (self.told != "gone" or now - self._told_at >= REPEAT_MS):
             event = self._tell("gone", now)
-        elif self._accepted >= 2 and self.told != "up":
+        elif self._accepted >= ACCEPTED_MIN and self.told != "up":
             event = self._tell("up", now)
         if outcome == "accepted" and self.told != "up":
             self.due = now + PAUSE_MS
