@@ -132,8 +132,8 @@ class SimProducer(SimClient):
         assert not self.accumulator.unfinished, "the producer is stuck"
 
     def gap_after(self, since: float) -> float:
-        """The longest time without an acknowledgement from shortly before `since` on."""
-        times = [at for at in self.acknowledged if at >= since - 0.01]
+        """The longest time without an acknowledgement, from shortly before `since` until now."""
+        times = [at for at in self.acknowledged if at >= since - 0.01] + [self.world.now]
         return max(after - before for before, after in itertools.pairwise(times))
 
     def check(self) -> None:

@@ -32,7 +32,7 @@ def reading(seed: int = 0, **options: int) -> tuple[SimCluster, SimProducer, Sim
 
 
 def longest_gap(consumer: SimConsumer, since: float) -> float:
-    times = [at for at in consumer.got_at if at >= since - 0.01]
+    times = [at for at in consumer.got_at if at >= since - 0.01] + [consumer.world.now]
     return max(after - before for before, after in itertools.pairwise(times))
 
 
@@ -172,6 +172,8 @@ def test_an_unclean_election_is_told_once_with_what_changed(written: int) -> Non
     assert (details["topic"], details["partition"]) == ("t", 0)
     assert (details["first"], details["next"]) == (5, 9)
     assert "offsets 5 to 8" in str(consumer.errors[0])
+    world.run_for(1.0)
+    assert consumer.live(), "what the former leader had is no reason to fetch"
     producer.send()
     producer.flush()
     consumer.settle()

@@ -169,6 +169,19 @@ def test_a_frozen_node_that_was_asked_last_is_not_waited_for() -> None:
     assert world.now - world.announced[-1] < 0.15
 
 
+def test_a_node_that_is_cut_off_is_not_asked_alone() -> None:
+    """It answers, and knows nothing new: it leads, takes batches that are never committed, and names itself."""
+    world, producer = started(request_timeout=0.2)
+    world.drop = 1.0
+    producer.cluster._answerer = world.nodes["n1"].address
+    world.freeze("n1", "apart")
+    producer.send()
+    begun = world.now
+    producer.flush()
+    assert world.now - begun < 3.0
+    producer.check()
+
+
 def test_a_refusal_that_names_the_next_leader_is_followed_without_asking() -> None:
     world, producer = started()
     world.drop = 1.0
