@@ -110,6 +110,7 @@ class Inquiry:
                 self._failed(silent, ServersUnreachable(f"{silent}: slow to answer"))
             self.abandon()
         else:
+            self._again.append(call.address)
             following = self._failed(call.address, outcome)
             if following is not None and following in self._left:
                 self._left.remove(following)
@@ -118,7 +119,6 @@ class Inquiry:
                 self._ask(self._left.popleft(), now, min(self._patience, MORE_PATIENCE))
                 return
             if self._calls:
-                self._again.append(call.address)
                 self._ask_at = now + PATIENCE
                 return
             self._ended = True
