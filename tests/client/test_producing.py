@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zbroker.client.producing import WINDOW
+from zbroker.client.records import RecordMetadata
 from zbroker.errors import (
     DeliveryTimeout,
     DiskFull,
@@ -306,6 +307,28 @@ def test_records_sent_before_the_partitions_were_known_go_where_their_keys_say()
     assert len(told) == 50
     assert all(metadata is not None and error is None for metadata, error in told)
     world.check()
+
+
+def test_a_topic_that_was_found_deleted_is_looked_for_again_by_the_next_send() -> None:
+    world = World()
+    assert isinstance(outcome_of(world, b"before"), RecordMetadata)
+    world.exists = False
+    world.cluster.refresh(world.now)
+    while world.cluster.topics:
+        world.step()
+        world.now += 0.01
+        world._arrivals()
+    world.step()
+    world.exists, world.topic_id = True, "0" * 31 + "2"
+    world.partitions[0] = BrokerPartition()
+    assert isinstance(outcome_of(world, b"after"), RecordMetadata)
+    assert world.partitions[0].values == [b"after"]
+
+
+def outcome_of(world: World, value: bytes) -> Any:
+    delivery = world.send(value)
+    world.run()
+    return outcome(delivery)
 
 
 def test_a_topic_made_again_gets_what_was_not_acknowledged() -> None:

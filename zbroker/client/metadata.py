@@ -329,6 +329,8 @@ class Cluster:
 
     def _not_there(self, name: str, now: float) -> None:
         was_there = self.topics.pop(name, None)
+        if name not in self._wanted and not self._all:
+            return  # nobody uses it any more
         since = self._wanted.get(name, -1.0)
         if since < 0 and name in self._wanted:
             self._wanted[name] = since = now

@@ -225,7 +225,7 @@ class ProducerCore:
                 self._take_in()
                 while batches:
                     self._fail(batches.popleft(), error)
-                self._cluster.missing.pop(topic)  # who sends to it again has it looked for again
+                self._cluster.drop(topic)  # who sends to it again has it looked for again
             while batches and now >= batches[0].deadline:
                 self._fail(batches[0], self._expired(batches.popleft(), None))
             if batches:
@@ -245,6 +245,11 @@ class ProducerCore:
             error = self._cluster.missing.get(stream.topic)
             if error is not None:
                 self._give_up(stream, error)
+        self._take_in()
+        # Everybody who waited has been told. It may be made again, and then must not be missed by hearsay.
+        for topic in list(self._cluster.missing):
+            if topic not in self._unassigned:
+                self._cluster.drop(topic)
 
     def _assign(self, view: TopicView) -> None:
         if not view.leaders:
