@@ -15,6 +15,7 @@ from zbroker.cli import words
 from zbroker.cli.common import epilog, json_option, on_terminal, say_json
 
 if TYPE_CHECKING:
+    from zbroker.cli.comparing import Pair
     from zbroker.cli.offline import Place
     from zbroker.log.inspect import Damage, Report, ScannedBatch
     from zbroker.log.storage import Files
@@ -58,33 +59,69 @@ def show(path: Path, records: bool, as_json: bool) -> None:
                     click.echo(row if isinstance(row, str) else _record_line(row))
 
 
-@log.command(epilog=epilog("zbroker log verify data/node1", "zbroker log verify data/node1 --json"))
-@_path
+@log.command(
+    epilog=epilog(
+        "zbroker log verify data/node1",
+        "zbroker log verify data/node1 --json",
+        "zbroker log verify node1/data node2/data node3/data",
+    )
+)
+@click.argument("paths", metavar="PATH…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_option
-def verify(path: Path, as_json: bool) -> None:
+def verify(paths: tuple[Path, ...], as_json: bool) -> None:
     """Read everything, check every CRC, and say what is damaged.
 
-    PATH is a .log file, a partition's folder, a topic's folder or a whole data folder. The exit status is 1 when
-    something is damaged. Stop the node before: what it writes at this moment looks damaged.
-    """
-    from zbroker.cli.offline import find
-    from zbroker.errors import DataDamaged
+    PATH is a .log file, a partition's folder, a topic's folder or a whole data folder. Of several, the copies that two
+    or more have of a partition are compared too, batch by batch and byte for byte, over the offsets that both keep.
 
-    checked = [(place, _verified(place)) for place in find(path)]
+    The exit status is 1 when something is damaged or different. Stop the nodes before: what they write at this moment
+    looks damaged. In a cluster that did not stop in order, copies may differ in what was not committed.
+    """
+    from zbroker.cli import comparing
+    from zbroker.cli.offline import find
+
+    found = [(path, [(place, _verified(place)) for place in find(path)]) for path in paths]
+    checked = [each for _, places in found for each in places]
+    compared = comparing.all_pairs(found) if len(paths) > 1 else []
     if as_json:
-        say_json([report for _, report in checked])
+        reports = [report for _, report in checked]
+        say_json(
+            reports
+            if len(paths) == 1
+            else {"logs": reports, "comparisons": [pair.as_json() for pair in compared]}
+        )
     else:
         for place, report in checked:
-            for line in _report_lines(place, report):
+            for line in _report_lines(place, report, whole=len(paths) > 1):
                 click.echo(line)
-    damaged = [place for place, report in checked if report.problems]
+        for pair in compared:
+            for line in pair.lines(_line):
+                click.echo(line)
+    _raise_problems(checked, compared)
+
+
+def _raise_problems(checked: list[tuple[Place, Report]], compared: list[Pair]) -> None:
+    """The sentence that ends a check in which something was found."""
+    from zbroker.errors import DataDamaged
+
+    damaged = list(dict.fromkeys(place.title for place, report in checked if report.problems))
+    differ = list(dict.fromkeys(pair.title for pair in compared if pair.differs))
     if damaged:
-        names = ", ".join(place.title for place in damaged[:5])
-        more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+        problems = sum(bool(report.problems) for _, report in checked)
         raise DataDamaged(
-            f"found problems in {len(damaged)} of {words.count(len(checked), 'log')}: {names}{more}; "
+            f"found problems in {problems} of {words.count(len(checked), 'log')}: {_listed(damaged)}; "
             "start the node, which reads around damage and keeps it aside, or restore a copy"
         )
+    if differ:
+        raise DataDamaged(
+            f"copies differ: {_listed(differ)}; start the nodes together, which agree on what is committed, and "
+            "verify again once they have stopped in order"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more}"
 
 
 def _verified(place: Place) -> Report:
@@ -103,7 +140,8 @@ def _verified(place: Place) -> Report:
     return report
 
 
-def _report_lines(place: Place, report: Report) -> Iterator[str]:
+def _report_lines(place: Place, report: Report, *, whole: bool = False) -> Iterator[str]:
+    """What was found in one log; with `whole`, it is said where that is."""
     state = (
         click.style("ok", fg="green")
         if report.intact
@@ -116,9 +154,10 @@ def _report_lines(place: Place, report: Report) -> Iterator[str]:
         if report.end_offset > report.start_offset
         else f"empty at offset {report.end_offset}"
     )
+    where = f"{place.title} in {place.root}" if whole else place.title
     closed = "" if report.clean or place.segment else ", not closed in order"
     yield (
-        f"{place.title}: {state}: {offsets} in {batches:,} batch{'' if batches == 1 else 'es'}, "
+        f"{where}: {state}: {offsets} in {words.count(batches, 'batch')}, "
         f"{words.count(len(report.segments), 'segment')}, {words.approximate_size(size)}{closed}"
     )
     for problem in report.problems:

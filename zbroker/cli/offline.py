@@ -7,7 +7,7 @@ writes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,6 +74,22 @@ def find(path: Path) -> list[Place]:
     if not found:
         raise DataFolderError(f"there is no log in {path}; name a .log file or a data folder")
     return found
+
+
+def copies(found: Sequence[tuple[Path, Sequence[Place]]]) -> list[list[tuple[Path, Place]]]:
+    """The logs that two or more paths keep a copy of, each with the paths; in the first path's order.
+
+    Args:
+        found: each path that was given, and the logs in it. Where each has one log alone, these are copies of one.
+    """
+    if all(len(places) == 1 for _, places in found):
+        return [[(path, places[0]) for path, places in found]]
+    kept: dict[str, list[tuple[Path, Place]]] = {}
+    for path, places in found:
+        for place in places:
+            name = (place.root / place.folder).relative_to(path.absolute()).as_posix()
+            kept.setdefault(name, []).append((path, place))
+    return [same for same in kept.values() if len(same) > 1]
 
 
 def topic_names(data: Path) -> dict[str, str]:

@@ -121,10 +121,11 @@ def _duration(text: str) -> float:
 def count(number: int, noun: str) -> str:
     """A number and what it counts.
 
-    >>> count(1, "record"), count(12000, "record"), count(2, "replica")
-    ('1 record', '12,000 records', '2 replicas')
+    >>> count(1, "record"), count(12000, "record"), count(2, "batch")
+    ('1 record', '12,000 records', '2 batches')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def approximate_size(size: float) -> str:
