@@ -33,3 +33,11 @@ def test_the_identity_of_a_disk_outlives_a_power_failure() -> None:
             for machine in cluster.machines.values()
         }
         assert len(identities) == 1, (seed, identities)
+
+
+def test_nodes_that_do_not_vote_follow_the_metadata_and_serve() -> None:
+    cluster = SimulatedCluster(2, 5, watch=Invariants())
+    cluster.form(20)
+    assert [
+        name for name, machine in cluster.machines.items() if machine.broker.metadata.is_up(name)
+    ] == cluster.names

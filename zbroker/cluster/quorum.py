@@ -389,7 +389,7 @@ class MetadataPartition:
         ):
             return  # the leader is silent, and still the only one whom this epoch can have
         starts = {node: peer.incarnation for node, peer in self._starts.items()}
-        replicas = {**dict.fromkeys(self.voters, 0), **starts}
+        replicas = {self.node: 0, **dict.fromkeys(self.voters, 0), **starts}
         self.replica.appoint(
             Appointment(
                 epoch=election.epoch, leader=election.leader, isr=self.voters, replicas=replicas
