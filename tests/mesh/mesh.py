@@ -1,0 +1,93 @@
+"""Clusters of three for scenarios by script: who leads, who is in sync, and the wait until all is well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zbroker.cluster.metadata import PartitionState
+from zbroker.testing.clients import Prober, SimulatedAdmin, SimulatedConsumer, SimulatedProducer
+from zbroker.testing.cluster import Machine, SimulatedCluster
+from zbroker.testing.history import History, check
+from zbroker.testing.invariants import Invariants
+
+
+class Mesh:
+    """A formed cluster under `Invariants`, with one topic `t` of one partition unless told."""
+
+    def __init__(
+        self, seed: int = 1, nodes: int = 3, *, session_timeout: int = 1000, **topic: Any
+    ) -> None:
+        self.invariants = Invariants()
+        self.cluster = SimulatedCluster(
+            seed, nodes, watch=self.invariants, session_timeout=session_timeout
+        )
+        self.cluster.form()
+        self.admin = SimulatedAdmin("admin", self.cluster)
+        self.history = History()
+        self.prober = Prober("probe", self.cluster, self.history)
+        self.topic_id = self.admin.create_topic("t", **{"partitions": 1, **topic})
+        self.place = ("t", self.topic_id, 0)
+        self.cluster.run_until(lambda: self.in_sync(), 10, "all in sync")
+
+    # What there is ---
+
+    @property
+    def state(self) -> PartitionState:
+        """The partition, as the newest metadata have it."""
+        return self.invariants.metadata.topics[self.topic_id].partitions[0]
+
+    @property
+    def leader(self) -> Machine:
+        """Who leads the partition."""
+        assert self.state.leader is not None, "no leader"
+        return self.cluster.machines[self.state.leader]
+
+    @property
+    def followers(self) -> list[Machine]:
+        """The other replicas."""
+        return [
+            self.cluster.machines[name] for name in self.state.replicas if name != self.state.leader
+        ]
+
+    @property
+    def controller(self) -> Machine | None:
+        """Who is the controller."""
+        ready = [machine for machine in self.cluster.up if machine.broker.quorum.ready]
+        return max(ready, key=lambda machine: machine.broker.quorum.replica.epoch, default=None)
+
+    def in_sync(self, *names: str) -> bool:
+        """Whether the partition has a leader, and these replicas (or all) in sync."""
+        state = self.state
+        return state.leader is not None and set(state.isr) == set(names or state.replicas)
+
+    # What happens ---
+
+    def send(self, node: str | None = None, acks: str = "all", seconds: float = 5.0) -> Any:
+        """One record to the leader, or to a node that takes itself for it; what became of it."""
+        sent = self.prober.produce(node or self.leader.name, self.place, acks)
+        self.prober.soon()
+        self.cluster.run_until(
+            lambda: sent.ended >= 0 or sent.outcome != "unknown", seconds, "an outcome"
+        )
+        return sent
+
+    def producer(self, name: str = "p") -> SimulatedProducer:
+        """A producer at work."""
+        return SimulatedProducer(name, self.cluster, self.history, {"t": 1})
+
+    def heal(self, seconds: float = 20.0) -> None:
+        """All faults are over; all replicas are in sync again; everything acknowledged is read by a new reader."""
+        self.cluster.heal()
+        self.prober.probing = False
+        self.cluster.run_until(self.in_sync, seconds, "all replicas in sync")
+        drain = SimulatedConsumer("drain", self.cluster, self.history, ("t",))
+        self.cluster.run_until(
+            lambda: list(drain.positions.values()) == [self.end()], seconds, "everything is read"
+        )
+        assert check(self.history, drained=True) == []
+        assert not drain.errors
+
+    def end(self) -> int:
+        """The high watermark at the leader."""
+        (partition,) = self.leader.broker.partitions[self.topic_id].values()
+        return partition.high_watermark
