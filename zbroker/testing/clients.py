@@ -232,7 +232,10 @@ class SimulatedProducer(SimulatedClient):
         """Sends one record."""
         self._order += 1
         value = f"{self.name}:{self._order}".encode().ljust(self.rng.randint(1, self.size), b".")
-        sent = Send(self.name, "", value, self._order, self.now, idempotent=self._acks == "all")
+        sent = Send(
+            self.name, "", value, self._order, self.now,
+            idempotent=self._acks == "all", ordered=self._acks == "all",
+        )  # fmt: skip
         self.history.sends.append(sent)
         try:
             self.accumulator.append(
@@ -440,9 +443,8 @@ class Prober(SimulatedClient):
         topic, topic_id, number = place
         self._order += 1
         value = f"{self.name}:{self._order}".encode()
-        sent = Send(
-            self.name, f"{topic_id}/{number}", value, self._order, self.now, idempotent=True
-        )
+        partition = f"{topic_id}/{number}"
+        sent = Send(self.name, partition, value, self._order, self.now, ordered=False)
         self.history.sends.append(sent)
         now = int(self.now * 1000)
         data = encode_batch([(0, None, value, ())], base_timestamp=now, max_timestamp=now)

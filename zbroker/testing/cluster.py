@@ -40,6 +40,8 @@ from zbroker.testing.timeline import MS, SECOND, Timeline, Trace
 
 TICK_US = 100 * MS
 RECONNECT_US = 100 * MS
+LOOK_US = 5 * MS
+"""How often a condition that is waited for is looked at."""
 WALL_START_MS = 1_790_000_000_000
 BASE_PORT = 5550
 DISK_STARTS = 1_000_000
@@ -517,10 +519,10 @@ class SimulatedCluster:
             AssertionError: it was not within so many seconds.
         """
         until = self.timeline.now + int(seconds * SECOND)
-        looked_at = -1
+        look_at = 0
         while True:
-            if self.timeline.now // MS != looked_at:
-                looked_at = self.timeline.now // MS
+            if self.timeline.now >= look_at:
+                look_at = self.timeline.now + LOOK_US
                 if condition():
                     return
             if not self.timeline.step(until):

@@ -26,7 +26,8 @@ class Send:
         partition: which log, by topic id and number, since a topic made again is another log; empty while it is
             not known.
         order: the producer's own count, in the order in which it sent.
-        idempotent: the producer promised to itself that it is there at most once.
+        idempotent: it is there at most once.
+        ordered: it stands behind what the same producer sent to the partition before.
         outcome: `fail` means that it is certainly not in the log.
         began, ended: seconds.
     """
@@ -37,6 +38,7 @@ class Send:
     order: int
     began: float
     idempotent: bool = True
+    ordered: bool = True
     outcome: Outcome = "unknown"
     offset: int = -1
     ended: float = -1.0
@@ -82,17 +84,25 @@ class History:
 
     Attributes:
         excused: partitions that were allowed to lose what was acknowledged, and why.
+        deleted: offsets below which a partition's records were deleted; a topic that was deleted has them all below.
     """
 
     sends: list[Send] = field(default_factory=list)
     polls: list[Poll] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     excused: dict[str, str] = field(default_factory=dict)
+    deleted: dict[str, int] = field(default_factory=dict)
 
     def acknowledged(self) -> Iterator[Send]:
         """The sends that were acknowledged with an offset, of partitions that promise to keep them."""
         for send in self.sends:
             if send.outcome == "ok" and send.offset >= 0 and send.partition not in self.excused:
+                yield send
+
+    def kept(self) -> Iterator[Send]:
+        """Those of them that nobody deleted."""
+        for send in self.acknowledged():
+            if send.offset >= self.deleted.get(send.partition, 0):
                 yield send
 
     def seen(self) -> dict[str, dict[int, bytes]]:
@@ -129,7 +139,7 @@ def _sightings(history: History) -> Iterator[tuple[str, int, bytes, str]]:
 def lost_writes(history: History) -> Problems:
     """What was acknowledged below the highest offset that anybody polled, somebody polled."""
     seen = history.seen()
-    for send in history.acknowledged():
+    for send in history.kept():
         rows = seen.get(send.partition, {})
         if rows and send.offset < max(rows) and send.offset not in rows:
             yield (
@@ -141,7 +151,7 @@ def lost_writes(history: History) -> Problems:
 def unseen(history: History) -> Problems:
     """After healing and a drain, everything that was acknowledged was polled."""
     seen = history.seen()
-    for send in history.acknowledged():
+    for send in history.kept():
         if send.offset not in seen.get(send.partition, {}):
             yield (
                 f"unseen: {_shown(send.value)} of {send.client}, acknowledged at offset {send.offset} of "
@@ -212,10 +222,10 @@ def poll_order(history: History) -> Problems:
 
 
 def send_order(history: History) -> Problems:
-    """What one idempotent producer sent to a partition stands there in the order in which it was sent."""
+    """What one producer with sequences sent to a partition stands there in the order in which it was sent."""
     last: dict[tuple[str, str], Send] = {}
     for send in sorted(history.sends, key=lambda send: send.order):
-        if send.outcome != "ok" or send.offset < 0 or not send.idempotent:
+        if send.outcome != "ok" or send.offset < 0 or not send.ordered:
             continue
         who = (send.client, send.partition)
         before = last.get(who)

@@ -1,0 +1,90 @@
+"""What must be true of a simulated cluster at rest: equal metadata, replicas that are equal byte for byte.
+
+Looks at files and at applied state, and never changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from zbroker.cluster.metadata import Metadata
+from zbroker.cluster.quorum import FOLDER
+from zbroker.log import names
+from zbroker.log.segment import Bounds, Gap, scan
+from zbroker.testing.cluster import SimulatedCluster
+from zbroker.testing.disk import SimulatedDisk
+
+
+def differences(cluster: SimulatedCluster) -> list[str]:
+    """What is not equal that should be, in sentences; none where all is well."""
+    return [*_metadata_differ(cluster), *_logs_differ(cluster)]
+
+
+def _metadata_differ(cluster: SimulatedCluster) -> Iterator[str]:
+    first = None
+    for machine in cluster.up:
+        quorum = machine.broker.quorum
+        state = (quorum.applied, _state(quorum.metadata))
+        if first is None:
+            first = (machine.name, state)
+        elif first[1] != state:
+            yield (
+                f"16: the metadata of {first[0]} and {machine.name} differ, applied up to {first[1][0]} and {state[0]}"
+            )
+
+
+def _state(metadata: Metadata) -> bytes:
+    """Everything that records make of the state."""
+    fields = (
+        metadata.cluster_id, metadata.voters, metadata.nodes, metadata.fenced, metadata.topics, metadata.ids,
+        metadata.next_producer_id, metadata.deletions,
+    )  # fmt: skip
+    return msgspec.msgpack.encode(fields)
+
+
+def _logs_differ(cluster: SimulatedCluster) -> Iterator[str]:
+    keeping: dict[str, list[str]] = {FOLDER: [machine.name for machine in cluster.up]}
+    for machine in cluster.up:
+        for partition in machine.broker.keeper:
+            keeping.setdefault(partition.log.folder, []).append(machine.name)
+    for folder, nodes in keeping.items():
+        logs = {node: _batches(cluster.machines[node].disk, folder) for node in nodes}
+        for node, found in logs.items():
+            if isinstance(found, str):
+                yield f"18: {folder} at {node}: {found}"
+        whole = {node: found for node, found in logs.items() if not isinstance(found, str)}
+        yield from _compare(folder, whole)
+
+
+def _compare(folder: str, logs: dict[str, dict[int, tuple[int, bytes]]]) -> Iterator[str]:
+    reference = None
+    for node, log in logs.items():
+        if reference is None:
+            reference = (node, log)
+            continue
+        first = max(min(log, default=0), min(reference[1], default=0))
+        mine = {base: item for base, item in log.items() if base >= first}
+        other = {base: item for base, item in reference[1].items() if base >= first}
+        if mine != other:
+            at = min(
+                (base for base in {*mine, *other} if mine.get(base) != other.get(base)), default=-1
+            )
+            yield f"18: {folder} differs between {reference[0]} and {node} from offset {at} on"
+
+
+def _batches(disk: SimulatedDisk, folder: str) -> dict[int, tuple[int, bytes]] | str:
+    """The batches of a log by base offset, each its next offset and its bytes; or what is wrong."""
+    found: dict[int, tuple[int, bytes]] = {}
+    for base in names.offsets(disk.list(folder), names.LOG):
+        path = names.path(folder, base, names.LOG)
+        for item in scan(disk, path, 0, disk.size(path), Bounds(base), payloads=True):
+            if isinstance(item, Gap):
+                return f"a gap at position {item.position} of {path}"
+            position, header = item
+            found[header.base_offset] = (
+                header.next_offset,
+                disk.read(path, position, header.size),
+            )
+    return found
