@@ -71,6 +71,16 @@ class Mesh:
         )
         return sent
 
+    def takes(self, seconds: float = 10.0) -> Any:
+        """A record that is acknowledged by whoever leads, within so many seconds."""
+        until = self.cluster.now + seconds
+        while True:
+            sent = None if self.state.leader is None else self.send()
+            if sent is not None and sent.outcome == "ok":
+                return sent
+            assert self.cluster.now < until, sent
+            self.cluster.run(0.1)
+
     def producer(self, name: str = "p") -> SimulatedProducer:
         """A producer at work."""
         return SimulatedProducer(name, self.cluster, self.history, {"t": 1})

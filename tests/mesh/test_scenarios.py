@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from mesh.mesh import Mesh
 
+from zbroker.errors import ZBrokerError
+from zbroker.protocol.messages import Metadata, MetadataReply
+
 
 def test_a_replica_that_was_away_while_another_was_appointed_follows_again() -> None:
     """It learns of the appointment while it is not up for the metadata, and then that it is up again."""
@@ -14,8 +17,28 @@ def test_a_replica_that_was_away_while_another_was_appointed_follows_again() -> 
     leader.stop()  # hands over before it goes
     mesh.cluster.run_until(lambda: mesh.state.leader not in (None, leader.name), 20, "a leader")
     away.thaw()
-    mesh.cluster.run_until(lambda: not leader.up, 20, "it has stopped")
-    leader.start()
-    mesh.cluster.run_until(mesh.in_sync, 10, "all in sync again")
-    assert mesh.send().outcome == "ok"
+    others = [machine.name for machine in (away, mesh.leader)]
+    mesh.cluster.run_until(lambda: mesh.in_sync(*others), 10, "it is in sync again")
+    mesh.takes()
     mesh.heal()
+
+
+def test_a_node_that_stops_before_it_serves_knows_nothing_and_says_nothing() -> None:
+    """It was asked to stop while it had not read its metadata: it must not deny the topics that there are."""
+    mesh = Mesh()
+    machine = mesh.followers[0]
+    machine.kill()
+    machine.slowness = 300.0
+    machine.start()
+    answers: list[object] = []
+    mesh.cluster.run_until(lambda: machine.broker.mesh.cluster, 10, "its log is being opened")
+    machine.stop()
+    while machine.up:
+        mesh.admin.ask(Metadata(topics=["t"]), answers.append, patience=0.0, node=machine.name)
+        mesh.cluster.run(0.005)
+    mesh.cluster.run(5)
+    assert answers
+    for answer in answers:
+        assert isinstance(answer, ZBrokerError) or (
+            isinstance(answer, MetadataReply) and answer.topics[0].error is None
+        ), answer

@@ -52,6 +52,7 @@ from zbroker.errors import (
     NotLeader,
     NotReady,
     Overloaded,
+    ShuttingDown,
     UnknownPartition,
     UnsupportedVersion,
     ZBrokerError,
@@ -263,6 +264,8 @@ class Broker:
     def _take(self, to: Conversation, request: Request, bodies: Sequence[Frame], now: int) -> None:
         if self.state == "starting":
             raise NotReady("the node is starting; try again in a moment")
+        if not self._following:  # it stops before it knew anything
+            raise ShuttingDown("the node is stopping; another one answers")
         largest = max(map(len, bodies), default=0)
         if largest > self.settings.frame_max:
             raise MessageTooLarge(
