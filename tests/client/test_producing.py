@@ -432,3 +432,23 @@ def test_whatever_the_network_does_no_record_is_lost_doubled_or_reordered(seed: 
     world.check()
     if delivery_timeout == 60.0:
         assert all(delivery.exception(0) is None for _, delivery in world.deliveries)
+
+
+def test_a_batch_that_was_sent_before_its_topic_vanished_may_be_in_the_log() -> None:
+    world = World()
+    world.fate = lambda request: "deaf" if isinstance(request, messages.Produce) else "ok"
+    delivery = world.send(b"sent")
+    for _ in range(20):
+        world.step()
+        world.now += 0.01
+        world._arrivals()
+    assert world.partitions[0].values == [b"sent"]
+    world.exists = False
+    world.cluster.refresh(world.now)
+    for _ in range(20):
+        world.step()
+        world.now += 0.01
+        world._arrivals()
+    error = outcome(delivery)
+    assert isinstance(error, UnknownTopic)
+    assert error.outcome_unknown

@@ -42,7 +42,7 @@ from typing import Any, Literal
 import msgspec
 
 from zbroker.client.accumulator import Accumulator
-from zbroker.client.delivery import Batch, Entry
+from zbroker.client.delivery import Batch, Entry, copied
 from zbroker.client.exchange import Backoff, Body, Call, Exchange, Outcome, Retries, moving
 from zbroker.client.inquiry import Inquiry
 from zbroker.client.metadata import Cluster, Leader, TopicView
@@ -616,7 +616,7 @@ class ProducerCore:
     def _give_up(self, stream: Stream, error: ZBrokerError) -> None:
         self._abandon_calls(stream)
         for batch in (*stream.unacked, *stream.queue):
-            self._fail(batch, error)
+            self._fail(batch, _uncertain(error) if batch.sends else error)
         stream.unacked.clear()
         stream.queue.clear()
         stream.gap = self.settings.idempotent
@@ -660,6 +660,13 @@ def _no_partition(batch: Batch, view: TopicView | None) -> ZBrokerError:
         topic=batch.topic,
         partition=batch.partition,
     )
+
+
+def _uncertain(error: ZBrokerError) -> ZBrokerError:
+    """The same error for a batch that was sent: it may have been taken before."""
+    again = copied(error)
+    again.outcome_unknown = True
+    return again
 
 
 def _surprise(outcome: Outcome) -> ZBrokerError:
