@@ -224,8 +224,8 @@ def poll_order(history: History) -> Problems:
 def send_order(history: History) -> Problems:
     """What one producer with sequences sent to a partition stands there in the order in which it was sent."""
     last: dict[tuple[str, str], Send] = {}
-    for send in sorted(history.sends, key=lambda send: send.order):
-        if send.outcome != "ok" or send.offset < 0 or not send.ordered:
+    for send in sorted(history.acknowledged(), key=lambda send: send.order):
+        if not send.ordered:
             continue
         who = (send.client, send.partition)
         before = last.get(who)

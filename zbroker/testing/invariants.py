@@ -74,8 +74,11 @@ class Ledger:
 
     @property
     def excused(self) -> bool:
-        """Whether it may have lost what was committed: several copies lost what had only been written."""
-        return len(self.powerless) > 1
+        """Whether it may have lost what was committed: a copy lost what had only been written.
+
+        One is enough: the others may have been out of the ISR by then.
+        """
+        return bool(self.powerless)
 
     def between(self, first: int, end: int) -> list[Stored]:
         """What was committed of a range."""
@@ -194,10 +197,9 @@ class Invariants(Watch):
 
     def ended(self, process: Process, how: str) -> None:
         """See `Watch`."""
-        if how == "power lost":
-            for folder in process.machine.copies.by_folder:
-                if self._fsync(folder) != "always":
-                    self.ledger(folder).powerless.add(process.name)
+        for folder, copy in process.machine.copies.by_folder.items():
+            if (how == "power lost" or copy.torn) and self._fsync(folder) != "always":
+                self.ledger(folder).powerless.add(process.name)
         self._produces = {
             key: found for key, found in self._produces.items() if key[0] != process.name
         }
@@ -394,7 +396,7 @@ class Invariants(Watch):
         data = process.machine.disk.on_disk(path)
         body = None if data is None else envelope.unseal(MAGIC, data, path)
         ballot = Ballot() if body is None else _decode_ballot(body)
-        if ballot != Ballot(epoch, candidate):
+        if ballot != Ballot(epoch, candidate) and ballot.epoch <= epoch:
             raise InvariantBroken(
                 f"16: {process.name} speaks of its vote for {candidate} in epoch {epoch}, and its disk has {ballot}"
             )

@@ -198,9 +198,10 @@ class Simulation:
         try:
             cluster.run_until(condition, max(until - cluster.now, 0.0))
         except AssertionError as error:
-            if isinstance(what, str) or not str(error).startswith("not within"):
-                raise AssertionError(f"20: {what}: {error}") from error
-            raise AssertionError(f"20: not healed within {HEAL_SECONDS} s: {what()}") from error
+            if not str(error).startswith("not within"):
+                raise
+            missing = what if isinstance(what, str) else what()
+            raise AssertionError(f"20: not healed within {HEAL_SECONDS} s: {missing}") from error
 
     def _drop_crashes(self) -> None:
         for machine in self.cluster.machines.values():
