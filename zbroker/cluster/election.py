@@ -39,6 +39,8 @@ State = Literal["follower", "prospect", "candidate", "leader"]
 
 STAGGER_MS = 20
 """How much later each voter in line stands than the one before it, once the leader is known to be gone."""
+FIRST_MS = 50
+"""How soon the first in line stands, and stands again, in a cluster that nobody has led yet."""
 EVIDENCE_RETRY_MS = 15
 """How soon a pre-vote is asked for again while the leader is known to be gone: others may see it a moment later."""
 
@@ -107,7 +109,7 @@ class Election:
         self._gone: set[str] = set()
         self._granted: set[str] = set()
         self._due = now if self.voters == [node] else now + self._pause()
-        self._fresh_until = now + settings.timeout
+        self._fresh_until = now + settings.timeout if ballot.epoch >= 0 else now
 
     @property
     def epoch(self) -> int:
@@ -322,4 +324,6 @@ class Election:
             self._then.append(action)
 
     def _pause(self) -> int:
+        if self._ballot.epoch < 0 and self.voters[:1] == [self.node]:
+            return FIRST_MS  # a cluster that nobody has led yet: the first in line need not wait for anybody
         return self._settings.timeout + int(self._settings.timeout * self._around.random())
