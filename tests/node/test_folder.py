@@ -96,3 +96,18 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataFolderError, match="cannot be used"):
         DataFolder(tmp_path / "file" / "data", "node1")
+
+
+def test_starts_are_counted_and_a_clean_stop_is_told_once(tmp_path: Path) -> None:
+    first = DataFolder(tmp_path, "node1")
+    assert (first.starts, first.was_clean) == (1, False)
+    first.note_clean_stop()
+    first.close()
+    second = DataFolder(tmp_path, "node1")
+    assert (second.starts, second.was_clean) == (2, True)
+    assert second.disk_id == first.disk_id
+    assert second.incarnation > first.incarnation
+    second.close()  # as after a crash: nothing was noted
+    third = DataFolder(tmp_path, "node1")
+    assert (third.starts, third.was_clean) == (3, False)
+    third.close()

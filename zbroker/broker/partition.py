@@ -214,14 +214,14 @@ class Partition:
         return self.replica.state in ("leading", "following", "idle", "failed")
 
     @property
+    def isr_count(self) -> int:
+        """How many replicas are in sync, where this node leads; else 0."""
+        return 0 if self._leader is None else len(self._leader.isr)
+
+    @property
     def under_replicated(self) -> bool:
         """Whether this node leads the partition and replicas are missing from its ISR."""
-        appointment = self.replica.appointment
-        return (
-            self._leader is not None
-            and appointment is not None
-            and len(self._leader.isr) < self.settings.replicas
-        )
+        return self._leader is not None and len(self._leader.isr) < self.settings.replicas
 
     def _leader_settings(self) -> LeaderSettings:
         return LeaderSettings(

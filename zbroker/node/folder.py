@@ -26,6 +26,7 @@ class DataFolder:
         path: the folder.
         disk_id: 32 hexadecimal digits, chosen when the folder was first formatted.
         starts: which start of a node on this disk this is, from 1.
+        was_clean: the stop before this start was in order, so that everything written then is on disk.
     """
 
     def __init__(self, path: Path, node: str) -> None:
@@ -45,6 +46,8 @@ class DataFolder:
             ) from None
         try:
             self._take_lock()
+            self._node = node
+            self.was_clean = False
             self.disk_id, self.starts = self._identify(node)
         except BaseException:
             os.close(self._lock)
@@ -97,6 +100,7 @@ class DataFolder:
             identity = json.loads(text)
             version, owner, disk_id = identity["format"], identity["node"], identity["disk_id"]
             starts = int(identity.get("starts", 0))
+            self.was_clean = identity.get("clean", False) is True
         except (ValueError, KeyError, TypeError):
             raise DataFolderError(
                 f"{file} is damaged; restore it from a copy, or name another folder with `data:`"
@@ -130,9 +134,17 @@ class DataFolder:
         self._write(file, node, disk_id, 1)
         return disk_id, 1
 
-    def _write(self, file: Path, node: str, disk_id: str, starts: int) -> None:
+    def note_clean_stop(self) -> None:
+        """Everything that was written is on disk: the next start may go by that."""
+        self._write(self.path / IDENTITY, self._node, self.disk_id, self.starts, clean=True)
+
+    def _write(
+        self, file: Path, node: str, disk_id: str, starts: int, *, clean: bool = False
+    ) -> None:
         """Replaces the identity, whole or not at all."""
-        identity = {"format": FORMAT, "node": node, "disk_id": disk_id, "starts": starts}
+        identity = {
+            "format": FORMAT, "node": node, "disk_id": disk_id, "starts": starts, "clean": clean,
+        }  # fmt: skip
         text = json.dumps(identity, indent=2) + "\n"
         partial = file.with_suffix(".partial")
         try:

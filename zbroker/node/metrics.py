@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from zbroker.broker.broker import Broker
+from zbroker.node.links import Links
 from zbroker.node.memory import resident_bytes
 from zbroker.node.sockets import Sockets
 
@@ -26,6 +27,9 @@ class PartitionSample(msgspec.Struct, frozen=True):
     size: int
     records_in: int
     bytes_in: int
+    leads: bool
+    isr: int
+    under_replicated: bool
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -38,14 +42,19 @@ class Snapshot(msgspec.Struct, frozen=True):
     partitions: tuple[PartitionSample, ...]
     counters: dict[str, int]
     disk_full: bool
+    controller: bool
+    epoch: int
+    metadata_applied: int
+    peers: dict[str, bool]
 
 
-def take_snapshot(broker: Broker, sockets: Sockets) -> Snapshot:
+def take_snapshot(broker: Broker, sockets: Sockets, links: Links) -> Snapshot:
     """The present numbers; called by the reactor, about once a second."""
     partitions = [
         PartitionSample(
             partition.topic, number, partition.log.start_offset, partition.high_watermark,
             partition.log.end_offset, partition.log.size, partition.records_in, partition.bytes_in,
+            partition.leads, partition.isr_count, partition.under_replicated,
         )
         for kept in broker.partitions.values()
         for number, partition in kept.items()
@@ -53,7 +62,10 @@ def take_snapshot(broker: Broker, sockets: Sockets) -> Snapshot:
     return Snapshot(
         node=broker.settings.node, state=broker.state, clients=sockets.client_count(),
         subscriptions=sockets.subscription_count(), partitions=tuple(partitions),
-        counters=dict(sockets.counters),
+        counters=dict(sockets.counters + links.counters + broker.mesh.counters),
+        controller=broker.quorum.ready, epoch=broker.quorum.replica.epoch,
+        metadata_applied=broker.quorum.applied,
+        peers={name: peer.linked for name, peer in sorted(broker.mesh.peers.items())},
         disk_full=any(partition.log.full for kept in broker.partitions.values() for partition in kept.values()),
     )  # fmt: skip
 
@@ -88,17 +100,39 @@ def families(snapshot: Snapshot) -> Iterator[Any]:
     yield GaugeMetricFamily(
         "zbroker_resident_memory_bytes", "memory of the node's process", value=resident_bytes()
     )
+    yield GaugeMetricFamily(
+        "zbroker_controller", "1 while the node is the controller", value=float(snapshot.controller)
+    )
+    yield GaugeMetricFamily(
+        "zbroker_controller_epoch", "epoch of the controller's election", value=snapshot.epoch
+    )
+    yield GaugeMetricFamily(
+        "zbroker_metadata_applied", "metadata offset below which all is applied",
+        value=snapshot.metadata_applied,
+    )  # fmt: skip
+    linked = GaugeMetricFamily(
+        "zbroker_peer_linked", "1 while the peer is linked", labels=("peer",)
+    )
+    for name, up in snapshot.peers.items():
+        linked.add_metric((name,), float(up))
+    yield linked
     labels = ("topic", "partition")
     gauges = {
         "log_start_offset": ("first offset kept", "start"),
         "high_watermark": ("first offset not committed", "high_watermark"),
         "log_end_offset": ("offset that the next record gets", "end"),
         "log_size_bytes": ("bytes on disk", "size"),
+        "leader": ("1 where this node leads", "leads"),
+        "in_sync_replicas": ("in-sync replicas, where this node leads, else 0", "isr"),
+        "under_replicated": (
+            "1 where this node leads and replicas are out of sync",
+            "under_replicated",
+        ),
     }
     for name, (text, field) in gauges.items():
         gauge = GaugeMetricFamily(f"zbroker_partition_{name}", text, labels=labels)
         for sample in snapshot.partitions:
-            gauge.add_metric((sample.topic, str(sample.number)), getattr(sample, field))
+            gauge.add_metric((sample.topic, str(sample.number)), float(getattr(sample, field)))
         yield gauge
     for name, text, field in (
         ("records_in", "records taken", "records_in"),

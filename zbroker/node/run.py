@@ -84,7 +84,7 @@ def run_node(
             random=random.random,
             report=report,
         )
-        latest = _Latest(broker, sockets)
+        latest = _Latest(broker, sockets, links)
         if config.http is not None:
             server = HttpServer(config.http.host, config.http.port, latest.get)
             stack.callback(server.close)
@@ -114,6 +114,7 @@ def run_node(
         if broker.state != "stopped":
             report("stop_timed_out", seconds=STOP_TIMEOUT_MS // 1000)
             return 1
+        folder.note_clean_stop()
     report("stopped")
     return 0
 
@@ -121,10 +122,10 @@ def run_node(
 class _Latest:
     """The newest snapshot of the node, renewed by the reactor about once a second."""
 
-    def __init__(self, broker: Broker, sockets: Sockets) -> None:
-        self._broker, self._sockets = broker, sockets
+    def __init__(self, broker: Broker, sockets: Sockets, links: Links) -> None:
+        self._broker, self._sockets, self._links = broker, sockets, links
         self._ticks = 0
-        self._snapshot = metrics.take_snapshot(broker, sockets)
+        self._snapshot = metrics.take_snapshot(broker, sockets, links)
 
     def get(self) -> metrics.Snapshot:
         return self._snapshot
@@ -132,7 +133,7 @@ class _Latest:
     def on_tick(self) -> None:
         self._ticks += 1
         if self._ticks % TICKS_A_SNAPSHOT == 0 or self._snapshot.state != self._broker.state:
-            self._snapshot = metrics.take_snapshot(self._broker, self._sockets)
+            self._snapshot = metrics.take_snapshot(self._broker, self._sockets, self._links)
 
 
 class _Signals:
@@ -173,6 +174,7 @@ def _broker_settings(config: Config, folder: DataFolder) -> BrokerSettings:
         cluster_name=config.cluster.name,
         disk_id=folder.disk_id,
         incarnation=folder.incarnation,
+        clean=folder.was_clean,
         host=me.address.host,
         port=me.address.port,
         rack=me.rack,
