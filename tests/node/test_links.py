@@ -393,6 +393,8 @@ def test_a_peer_under_another_address_is_found(ports: tuple[int, int], names: Ho
         with End(ports[1], {}, listen="127.0.0.2") as b:
             run(a, b, until=lambda: ("b", "up") in a.events)
             _open(a, "b", b)
+            run(a, b, until=lambda: a.links.due is None)
+            assert not select.select(a.links.sockets()[2:], [], [], 0.3)[0], "nothing is left to do"
 
 
 @on_linux
