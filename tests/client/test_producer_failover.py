@@ -81,6 +81,32 @@ def test_a_leader_that_hands_over_costs_a_few_milliseconds() -> None:
     producer.check()
 
 
+@pytest.mark.parametrize("late", [0.03, 0.1, 0.4])
+def test_a_leader_that_learns_of_it_last_is_tried_as_soon_as_it_says_that_it_has(
+    late: float,
+) -> None:
+    """The others announce it before it knows; until then it refuses, which is asked for less and less often."""
+    world, producer = started()
+    producer.keep_sending()
+    world.run_for(0.1)
+    learn = world._learn
+
+    def learns(node: Any) -> None:
+        if node.name == "n2" and world.now < killed + late:
+            world.at(killed + late - world.now, lambda: learn(node))
+        else:
+            learn(node)
+
+    world._learn = learns  # type: ignore[method-assign]
+    killed = world.now
+    world.random.choice = lambda names: "n2"  # type: ignore[assignment,method-assign]
+    world.kill("n1")
+    world.run_for(1.0)
+    assert world.seats[0].leader == "n2"
+    assert producer.gap_after(killed) < max(late, 0.03) + 0.012
+    producer.check()
+
+
 def test_without_a_push_the_next_leader_is_found_soon() -> None:
     """Every push is lost: the metadata are asked for, often enough that the median loses 20 ms, and not more often."""
     waits, asked = [], []

@@ -329,7 +329,7 @@ class Connection:
             if event == zmq.EVENT_DISCONNECTED:
                 lost = "the connection was lost"
             elif event == zmq.EVENT_CONNECT_RETRIED:
-                lost = "the connection was refused"
+                lost = lost or "the connection was refused"
             elif event & _EVENTS:
                 lost = f"the server does not speak ZeroMQ as expected (event {value})"
         if lost is not None:

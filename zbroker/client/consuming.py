@@ -97,8 +97,8 @@ class Reader:
     """One partition being read."""
 
     __slots__ = (
-        "call", "corrupt", "emitted", "end", "generation", "heard_at", "last_error", "leader", "moved",
-        "place", "resume", "retries", "retry_at", "rewound", "splice", "start", "state", "subscribed", "topic_id",
+        "call", "corrupt", "emitted", "end", "generation", "heard_at", "last_error", "leader", "moved", "place",
+        "resume", "retries", "retry_at", "rewound", "said", "splice", "start", "state", "subscribed", "topic_id",
     )  # fmt: skip
 
     def __init__(
@@ -120,6 +120,8 @@ class Reader:
         self.heard_at: float | None = None
         self.retry_at = 0.0
         self.retries = retries
+        self.said = -1
+        """What the leader had announced when it last said to try again."""
         self.last_error: ZBrokerError | None = None
         """Why the last request is to be repeated."""
         self.corrupt = 0
@@ -338,7 +340,7 @@ class ConsumerCore:
             self._leader_changed(reader, leader)
         if reader.call is not None:
             return None
-        if now < reader.retry_at:
+        if now < reader.retry_at and not self._has_learned(reader, leader):
             if reader.last_error is not None and moving(reader.last_error):
                 self._cluster.chase(now)
             return reader.retry_at
@@ -367,6 +369,16 @@ class ConsumerCore:
             self._unsubscribe(reader)
         reader.retry_at = 0.0
         reader.retries.reset()
+
+    def _has_learned(self, reader: Reader, leader: Leader) -> bool:
+        """Whether the leader has announced newer metadata since it refused: it may know now that it leads."""
+        said = self._cluster.said.get(leader.address, -1)
+        if said <= reader.said or reader.last_error is None:
+            return False
+        reader.said = said
+        reader.retry_at = 0.0
+        reader.retries.reset()
+        return True
 
     def _ask_start(self, reader: Reader, address: Address, now: float) -> None:
         start = reader.start
@@ -537,6 +549,8 @@ class ConsumerCore:
             reader.heard_at = None
             if reader.state == "live":
                 reader.state = "fetching"
+            if reader.leader is not None:
+                reader.said = self._cluster.said.get(reader.leader.address, -1)
             if isinstance(error, NotLeader):
                 self._cluster.on_not_leader(*reader.place, error.details, now)
             if moving(error):

@@ -98,6 +98,8 @@ class Cluster:
         """How many times metadata arrived: who keeps something derived compares."""
         self.failures: dict[Address, str] = {}
         """Why a server did not answer the last time."""
+        self.said: dict[Address | None, int] = {}
+        """The newest version that each node announced: until it has, it may not know yet what it leads."""
         self.reply: messages.MetadataReply | None = None
         self._exchange = exchange
         self._all = all_topics
@@ -153,10 +155,13 @@ class Cluster:
         """A node announced the version of its metadata."""
         if self.cluster_id and change.cluster and change.cluster != self.cluster_id:
             return
+        sender = self.nodes.get(change.node)
+        if sender is not None and change.version > self.said.get(sender, -1):
+            self.said[sender] = change.version
         if change.version <= max(self.version, self._announced):
             return
         self._announced = change.version
-        self._announcer = self.nodes.get(change.node, self._announcer)
+        self._announcer = sender or self._announcer
         if self._announcer is not None:
             self.failures.pop(self._announcer, None)
         if self._all or not change.topics or any(name in self._wanted for name in change.topics):
@@ -302,6 +307,7 @@ class Cluster:
         if reply.cluster != self.cluster_id:
             self.cluster_id = reply.cluster
             self._announced = -1
+            self.said.clear()
         self.version = reply.version
         self.controller = reply.controller
         before = self.addresses()

@@ -102,7 +102,7 @@ class Stream:
 
     __slots__ = (
         "calls", "epoch", "gap", "last_error", "leader", "ordinal", "partition", "probing", "proofs", "queue",
-        "retries", "retry_at", "sequence", "topic", "topic_id", "unacked",
+        "retries", "retry_at", "said", "sequence", "topic", "topic_id", "unacked",
     )  # fmt: skip
 
     def __init__(self, topic: str, partition: int, topic_id: str, retries: Retries) -> None:
@@ -126,6 +126,8 @@ class Stream:
         """Whether the last answer was to try again: until one is taken, one batch goes at a time."""
         self.retry_at = 0.0
         self.retries = retries
+        self.said = -1
+        """What the leader had announced when it last said to try again."""
         self.last_error: ZBrokerError | None = None
 
 
@@ -385,7 +387,7 @@ class ProducerCore:
             return deadline
         if leader is not stream.leader:
             self._leader_changed(stream, leader)
-        if now < stream.retry_at:
+        if now < stream.retry_at and not self._has_learned(stream, leader):
             if stream.last_error is not None and moving(stream.last_error):
                 self._cluster.chase(now)
             return min(deadline, stream.retry_at)
@@ -429,6 +431,16 @@ class ProducerCore:
         stream.proofs = 0
         stream.retry_at = 0.0
         stream.retries.reset()
+
+    def _has_learned(self, stream: Stream, leader: Leader) -> bool:
+        """Whether the leader has announced newer metadata since it refused: it may know now that it leads."""
+        said = self._cluster.said.get(leader.address, -1)
+        if said <= stream.said or not stream.probing:
+            return False
+        stream.said = said
+        stream.retry_at = 0.0
+        stream.retries.reset()
+        return True
 
     def _send(self, stream: Stream, batch: Batch, address: Address, now: float) -> None:
         batch.sends += 1
@@ -517,6 +529,8 @@ class ProducerCore:
         ):  # else one answer of several has said so already
             stream.probing = True
             stream.retry_at = max(stream.retry_at, now + stream.retries.after(error))
+        if stream.leader is not None:
+            stream.said = self._cluster.said.get(stream.leader.address, -1)
         if isinstance(error, NotLeader):
             self._cluster.on_not_leader(stream.topic, stream.partition, error.details, now)
         if moving(error):
