@@ -227,7 +227,7 @@ def test_pauses_are_a_share_of_the_time_that_has_passed() -> None:
     passed = 0.0
     for _ in range(40):
         pause = backoff.next()
-        assert pause <= 0.011 + 0.26 * passed
+        assert pause <= 0.006 + 0.26 * passed
         passed += pause
     assert pause == 1.0
 
