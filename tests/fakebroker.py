@@ -1,4 +1,7 @@
-"""A broker of a hundred lines in a thread: enough of one to try clients on, and to misbehave as a test asks it to."""
+"""A broker of a hundred lines in a thread: enough of one to try clients on, and to misbehave as a test asks it to.
+
+Several are a cluster: they share their partitions, each of which one of them leads; see `FakeCluster`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import zmq
 
 from zbroker.errors import (
+    NotLeader,
     OffsetOutOfRange,
     OutOfOrderSequence,
     UnknownProducer,
@@ -88,18 +92,67 @@ class FakePartition:
         return reply
 
 
+class FakeCluster:
+    """Brokers `n1`, `n2`, … that share their partitions; all begin at `n1`."""
+
+    def __init__(
+        self, topics: dict[str, int], nodes: int, intercept: Interceptor | None = None
+    ) -> None:
+        self.topics = self.partitions_of(topics).topics
+        self.leaders = {(name, n): "n1" for name, count in topics.items() for n in range(count)}
+        self.version = 1
+        self.brokers: dict[str, FakeBroker] = {}
+        for number in range(1, nodes + 1):
+            name = f"n{number}"
+            self.brokers[name] = FakeBroker(topics, intercept, name=name, cluster=self)
+
+    @classmethod
+    def partitions_of(cls, topics: dict[str, int]) -> FakeCluster:
+        """Empty partitions without brokers."""
+        found = cls.__new__(cls)
+        found.topics = {
+            name: [FakePartition() for _ in range(count)] for name, count in topics.items()
+        }
+        return found
+
+    @property
+    def servers(self) -> str:
+        return ",".join(broker.server for broker in self.brokers.values())
+
+    def move(self, topic: str, number: int, to: str) -> None:
+        """Another broker leads; those that run say so."""
+        self.topics[topic][number].epoch += 1
+        self.leaders[topic, number] = to
+        self.version += 1
+
+    def __enter__(self) -> FakeCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for broker in self.brokers.values():
+            broker.stop()
+
+
 class FakeBroker:
     """One node in a thread. `intercept(broker, request, body)` may return a reply, an error, or "drop"."""
 
-    def __init__(self, topics: dict[str, int], intercept: Interceptor | None = None) -> None:
-        self.topics = {
-            name: [FakePartition() for _ in range(count)] for name, count in topics.items()
-        }
+    def __init__(
+        self,
+        topics: dict[str, int],
+        intercept: Interceptor | None = None,
+        *,
+        name: str = "fake",
+        cluster: FakeCluster | None = None,
+    ) -> None:
+        self.name = name
+        self.cluster = cluster
+        self.frozen = False
+        self.topics = (cluster or FakeCluster.partitions_of(topics)).topics
         self.ids = {name: f"{n:032x}" for n, name in enumerate(topics, 1)}
         self.intercept = intercept
         self.requests: list[Any] = []
         self.push_filter: Callable[[bytes], bool] = lambda _subject: True
-        self.version = 1
+        self._announced = 1
         self._stop = threading.Event()
         self._context = zmq.Context()
         self._router, self._pub, self.port = bind_base(self._context)
@@ -128,7 +181,11 @@ class FakeBroker:
         poller.register(self._router, zmq.POLLIN)
         poller.register(self._pub, zmq.POLLIN)
         while not self._stop.is_set():
-            ready = dict(poller.poll(10))
+            if self.frozen:
+                self._stop.wait(0.01)
+                continue
+            self._announce()
+            ready = dict(poller.poll(2 if self.cluster else 10))
             if self._pub in ready:
                 self._pub.recv()
             if self._router in ready:
@@ -140,18 +197,41 @@ class FakeBroker:
                     self._take(identity, frames.decode_request(head), bodies[0] if bodies else None)
             now = time.monotonic()
             for at, identity, fetch in list(self._waiting):
-                partition = self._partition(fetch)
-                if now >= at or partition.end > fetch.offset:
-                    self._waiting.remove((at, identity, fetch))
-                    self._answer(identity, fetch, *self._fetch(fetch, False))
+                try:
+                    partition = self._partition(fetch)
+                    if now < at and partition.end <= fetch.offset:
+                        continue
+                    answer = self._fetch(fetch, False)
+                except ZBrokerError as error:
+                    answer = frames.error_reply(error, fetch.id), None
+                self._waiting.remove((at, identity, fetch))
+                self._answer(identity, fetch, *answer)
             if now >= self._beacon_at:
                 self._beacon_at = now + 0.1
                 for topic, partitions in self.topics.items():
                     for number in range(len(partitions)):
-                        self._push(topic, number, None)
+                        if self._leads(topic, number):
+                            self._push(topic, number, None)
         self._router.close()
         self._pub.close()
         self._context.term()
+
+    @property
+    def version(self) -> int:
+        """Of the metadata."""
+        return self.cluster.version if self.cluster else 1
+
+    def _announce(self) -> None:
+        if self._announced < self.version:
+            self._announced = self.version
+            change = messages.ClusterChange(cluster="c", version=self.version, node=self.name)
+            self._pub.send_multipart([frames.CLUSTER_SUBJECT, frames.encode(change)])
+
+    def _leader(self, topic: str, number: int) -> str:
+        return self.name if self.cluster is None else self.cluster.leaders[topic, number]
+
+    def _leads(self, topic: str, number: int) -> bool:
+        return self._leader(topic, number) == self.name
 
     def _take(self, identity: bytes, request: Any, body: Any) -> None:
         self.requests.append(request)
@@ -184,6 +264,8 @@ class FakeBroker:
         name = names.get(request.topic_id, request.topic)
         if name not in self.topics:
             raise UnknownTopic(f"there is no topic {name!r}")
+        if not self._leads(name, request.partition):
+            raise NotLeader("another one leads it")
         return self.topics[name][request.partition]
 
     def _handle(self, identity: bytes, request: Any, body: Any) -> tuple[Any, Any]:
@@ -238,14 +320,15 @@ class FakeBroker:
                 messages.Topic(
                     name=name, topic_id=self.ids[name], settings={"max_batch": "1MiB"},
                     partitions=[
-                        messages.Partition(partition=n, leader="fake", epoch=p.epoch, replicas=["fake"], isr=["fake"])
+                        messages.Partition(partition=n, leader=self._leader(name, n), epoch=p.epoch)
                         for n, p in enumerate(self.topics[name])
                     ],
                 )
             )  # fmt: skip
-        node = messages.Node(name="fake", host="127.0.0.1", port=self.port)
+        brokers = self.cluster.brokers.values() if self.cluster else [self]
+        nodes = [messages.Node(name=one.name, host="127.0.0.1", port=one.port) for one in brokers]
         return messages.MetadataReply(
-            cluster="c", version=self.version, controller="fake", nodes=[node], topics=topics
+            cluster="c", version=self.version, controller=self.name, nodes=nodes, topics=topics
         )
 
     def _fetch(self, request: messages.Fetch, _first: bool) -> tuple[Any, bytes]:
@@ -263,6 +346,7 @@ class FakeBroker:
         return messages.FetchReply(
             topic_id=request.topic_id or "", partition=request.partition, epoch=partition.epoch,
             base=request.offset if base is None else base, next=reached, high_watermark=partition.end,
+            next_epoch=partition.epoch if reached else -1,
             log_start=partition.start,
         ), b"".join(chunk)  # fmt: skip
 
