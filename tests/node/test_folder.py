@@ -26,7 +26,7 @@ def test_the_identity_is_written_once_and_kept(tmp_path: Path) -> None:
 def test_a_start_that_crashed_while_it_wrote_the_identity_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "node.partial").write_text('{"form')
     DataFolder(tmp_path, "node1").close()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["node.json"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["node.json", "reserve"]
 
 
 def test_two_folders_have_two_identities(tmp_path: Path) -> None:

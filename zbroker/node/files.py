@@ -13,6 +13,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from zbroker.cluster.formation import FOLDER as METADATA_FOLDER
+from zbroker.log import names
+from zbroker.node.reserve import Reserve
 from zbroker.protocol.batch import Buffer
 
 IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024) if hasattr(os, "sysconf") else 16
@@ -38,10 +41,17 @@ class RealFiles:
     Args:
         root: the data folder, which exists.
         descriptors: how many files stay open at most between calls.
+        reserve: room for what is no record (see `reserve`).
     """
 
-    def __init__(self, root: str | os.PathLike[str], descriptors: int = 256) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        descriptors: int = 256,
+        reserve: Reserve | None = None,
+    ) -> None:
         self._root = os.fspath(root)
+        self._reserve = reserve
         self._limit = descriptors
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _Descriptor] = OrderedDict()
@@ -79,6 +89,12 @@ class RealFiles:
 
     def write(self, path: str, position: int, buffers: Sequence[Buffer]) -> None:
         """Writes all buffers back to back, in as few system calls as that takes."""
+        if self._reserve is not None and _may_take_reserve(path):
+            self._reserve.keep(lambda: self._write(path, position, buffers))
+        else:
+            self._write(path, position, buffers)
+
+    def _write(self, path: str, position: int, buffers: Sequence[Buffer]) -> None:
         held = self._take(path, writable=True)
         try:
             for group in _groups(buffers):
@@ -201,6 +217,13 @@ def _groups(buffers: Sequence[Buffer]) -> list[Sequence[Buffer]]:
     if count > 16 and sum(map(len, buffers)) < count * _JOIN_BELOW:
         return [[b"".join(buffers)]]
     return [buffers[at : at + IOV_MAX] for at in range(0, count, IOV_MAX)] or [[]]
+
+
+def _may_take_reserve(path: str) -> bool:
+    """Whether it is anything but records, or the question whether there is room for them."""
+    if path.endswith(names.PROBE):
+        return False
+    return not path.endswith(names.LOG) or path.startswith(f"{METADATA_FOLDER}/")
 
 
 def _write_whole(fd: int, position: int, buffers: Sequence[Buffer]) -> int:

@@ -1,6 +1,7 @@
 """A node's data folder: its format, its disk's identity, and the lock that keeps two nodes from sharing it.
 
-Owns `lock` and `node.json` at the top of the folder, and never touches anything else in it.
+Owns `lock` and `node.json` at the top of the folder and, by `Reserve`, the room kept back there; never touches anything
+else in it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import secrets
 from pathlib import Path
 
 from zbroker.errors import DataFolderError
+from zbroker.node.reserve import Reserve
 
 FORMAT = 1
 """The folder format that this version reads and writes."""
@@ -27,6 +29,7 @@ class DataFolder:
         disk_id: 32 hexadecimal digits, chosen when the folder was first formatted.
         starts: which start of a node on this disk this is, from 1.
         was_clean: the stop before this start was in order, so that everything written then is on disk.
+        reserve: room on the disk for what is no record.
     """
 
     def __init__(self, path: Path, node: str) -> None:
@@ -37,6 +40,7 @@ class DataFolder:
                 cannot be used; the sentence says what to do.
         """
         self.path = path
+        self.reserve = Reserve(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -49,6 +53,7 @@ class DataFolder:
             self._node = node
             self.was_clean = False
             self.disk_id, self.starts = self._identify(node)
+            self.reserve.fill()
         except BaseException:
             os.close(self._lock)
             raise
@@ -148,7 +153,7 @@ class DataFolder:
         text = json.dumps(identity, indent=2) + "\n"
         partial = file.with_suffix(".partial")
         try:
-            self._replace(file, partial, text)
+            self.reserve.keep(lambda: self._replace(file, partial, text))
         except OSError as error:
             raise DataFolderError(
                 f"{file} cannot be written: {error.strerror}; a node notes there that it starts"

@@ -73,7 +73,7 @@ def run_node(
         }
         links = Links(sockets.context, me.listen, me.address.port, peers, frame_max=limits.frame)
         stack.callback(lambda: links.close(LINGER_MS))
-        storage = ThreadedStorage(RealFiles(str(config.data)))
+        storage = ThreadedStorage(RealFiles(str(config.data), reserve=folder.reserve))
         stack.callback(storage.close)
         broker = Broker(
             _broker_settings(config, folder),
