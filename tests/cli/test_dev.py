@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import gone, is_there
 
 from zbroker import Admin, Consumer, Producer
 from zbroker.testing.nodes import free_ports, wait_for
@@ -67,23 +68,6 @@ class Dev:
         return self.process.wait(timeout)
 
 
-def is_there(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for yet does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        if Path("/proc/self").exists():
-            return False
-        return (
-            subprocess.run(["ps", "-p", str(pid)], capture_output=True, check=False).returncode == 0
-        )
-    return state != "Z"
-
-
-def gone(pids: dict[str, int]) -> bool:
-    return not any(map(is_there, pids.values()))
-
-
 @contextlib.contextmanager
 def dev(folder: Path, nodes: int, *options: str, port: int | None = None) -> Iterator[Dev]:
     running = Dev(folder, nodes, *options, port=port)
@@ -115,7 +99,7 @@ def test_a_broker_of_so_many_nodes(tmp_path: Path, nodes: int) -> None:
             assert len(list(consumer)) == 100
         running.process.send_signal(signal.SIGTERM)
         assert running.ends() == 0
-        wait_for(lambda: gone(running.pids), 5, "the nodes to be gone")
+        wait_for(lambda: gone(running.pids.values()), 5, "the nodes to be gone")
         assert running.text.count("stopped: everything is on disk") == nodes
         assert all(
             (running.data / f"node{number}/node.json").exists() for number in range(1, nodes + 1)
@@ -149,7 +133,7 @@ def test_nodes_do_not_outlive_their_parent(tmp_path: Path) -> None:
         running.says(SERVES[2])
         pids = running.pids
         running.process.kill()
-        wait_for(lambda: gone(pids), 20, "the nodes to be gone")
+        wait_for(lambda: gone(pids.values()), 20, "the nodes to be gone")
     for number in (1, 2):
         assert not (running.data / f"node{number}" / "lock").exists()  # they stopped in order
 
@@ -163,7 +147,7 @@ def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
         running.says("stopping in order")
         running.process.send_signal(signal.SIGINT)
         assert running.ends(10) == 130
-        wait_for(lambda: gone(pids), 5, "the nodes to be gone")
+        wait_for(lambda: gone(pids.values()), 5, "the nodes to be gone")
 
 
 def test_a_node_that_cannot_start_ends_all(tmp_path: Path) -> None:
@@ -176,7 +160,7 @@ def test_a_node_that_cannot_start_ends_all(tmp_path: Path) -> None:
             assert re.search(r"node2 \| zbroker: error: .*in use", running.text), running.text
             assert "node2 ended with status 1" in running.text
             assert "not all nodes came to serve" in running.text
-            assert gone(running.pids)
+            assert gone(running.pids.values())
 
 
 def test_json_lines_name_the_node(tmp_path: Path) -> None:
