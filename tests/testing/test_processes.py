@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import pytest
 from processes import gone
 
 from zbroker import Consumer, Producer
-from zbroker.testing.nodes import ClusterProcesses, NodeProcess, running_node, wait_for
+from zbroker.testing.nodes import ClusterProcesses, NodeProcess, free_ports, running_node, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -120,7 +121,7 @@ def test_a_cluster_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", cluster.nodes["node2"].port))
         taken.listen()
-        with pytest.raises(RuntimeError, match=r"node2 ended: .*in use"):
+        with pytest.raises(RuntimeError, match=r"(?s)node2 ended: .*in use"):
             cluster.start()
     assert pids(cluster) == []
 
@@ -144,7 +145,7 @@ def test_a_lone_node_is_frozen_and_said_so(tmp_path: Path) -> None:
 
 def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
     node = NodeProcess(tmp_path, limits={"frame": "1KiB"})
-    with pytest.raises(RuntimeError, match=r"node1 ended: .*1KiB"):
+    with pytest.raises(RuntimeError, match=r"(?s)node1 ended: .*1KiB"):
         node.start()
     node.kill()
 
@@ -191,6 +192,23 @@ def test_without_asking_pytest_does_not_load_the_package(tmp_path: Path) -> None
         env={**os.environ, "PYTEST_ADDOPTS": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+def test_ports_are_chosen_once_by_whichever_process() -> None:
+    ours = free_ports(400)
+    code = (
+        "from zbroker.testing.nodes import free_ports; print(*[free_ports(20) for _ in range(50)])"
+    )
+    others = [
+        int(base)
+        for base in subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    ]
+    assert len(others) == 50
+    taken = [(ours, 400), *((base, 20) for base in others)]
+    for (one, length), (other, width) in itertools.combinations(taken, 2):
+        assert one + length <= other or other + width <= one
 
 
 def test_a_signal_reaches_the_node(tmp_path: Path) -> None:

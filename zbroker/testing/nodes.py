@@ -15,7 +15,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,17 +29,21 @@ PORTS_A_NODE = 4
 LOWEST_PORT, HIGHEST_PORT = 10_000, 30_000
 """Below the ephemeral range: a loopback port in it can be taken by anybody's own connecting socket."""
 
+PORTS_FILE = Path(tempfile.gettempdir()) / "zbroker-test-ports.lock"
+RESERVATIONS_MAX = 64
+"""Choices that a process keeps from others; beyond that it lets the oldest go, whose nodes have long ended."""
+
 
 def free_ports(count: int = PORTS_A_NODE, host: str = "127.0.0.1") -> int:
     """The first of `count` consecutive ports that could all be bound a moment ago.
 
-    Processes of a parallel test run look in ranges of their own, so that they do not race for the same ports.
+    Whoever else asks on this machine, in whatever process, gets others for as long as this process lives and does not
+    ask for very many more.
     """
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    share = (HIGHEST_PORT - LOWEST_PORT) // 8
-    first = LOWEST_PORT + (int(worker) % 8 if worker.isdigit() else 0) * share
     for _ in range(1000):
-        base = random.randrange(first, first + share - count)
+        base = random.randrange(LOWEST_PORT, HIGHEST_PORT - count)
+        if not _reservations.take(base, count):
+            continue
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(base, base + count):
@@ -46,7 +52,41 @@ def free_ports(count: int = PORTS_A_NODE, host: str = "127.0.0.1") -> int:
             except OSError:
                 continue
             return base
-    raise RuntimeError(f"no {count} consecutive free ports were found from {first} on")
+    raise RuntimeError(f"no {count} consecutive free ports were found from {LOWEST_PORT} on")
+
+
+class _Reservations:
+    """Ports that processes of this machine have chosen, and may not have bound yet: record locks in one file.
+
+    The system drops them when their process ends. Within a process they do not count, so that it remembers its own.
+    """
+
+    def __init__(self) -> None:
+        self._file: int | None = None
+        self._taken: deque[tuple[int, int]] = deque()
+
+    def take(self, base: int, count: int) -> bool:
+        """Whether the ports were nobody's; they are this process's now."""
+        if any(base < other + length and other < base + count for other, length in self._taken):
+            return False
+        try:
+            import fcntl
+
+            if self._file is None:
+                self._file = os.open(PORTS_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            while len(self._taken) >= RESERVATIONS_MAX:
+                oldest, length = self._taken.popleft()
+                fcntl.lockf(self._file, fcntl.LOCK_UN, length, oldest)
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, count, base)
+        except BlockingIOError:
+            return False
+        except (ImportError, OSError):
+            pass  # no locks here, or a file of somebody else's: the probe has to do
+        self._taken.append((base, count))
+        return True
+
+
+_reservations = _Reservations()
 
 
 def wait_for(condition: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
