@@ -6,6 +6,7 @@ from mesh.mesh import Mesh
 
 from zbroker.errors import ZBrokerError
 from zbroker.protocol.messages import Metadata, MetadataReply
+from zbroker.testing.cluster import SimulatedCluster
 
 
 def test_a_replica_that_was_away_while_another_was_appointed_follows_again() -> None:
@@ -42,3 +43,41 @@ def test_a_node_that_stops_before_it_serves_knows_nothing_and_says_nothing() -> 
         assert isinstance(answer, ZBrokerError) or (
             isinstance(answer, MetadataReply) and answer.topics[0].error is None
         ), answer
+
+
+def test_a_leader_with_too_few_in_sync_does_not_name_an_end_that_others_have_passed() -> None:
+    """After its start it knows only a part of what is committed, and waits for the other replica to know the rest."""
+    mesh = Mesh(nodes=5, replicas=2, min_insync=2)
+    acknowledged = mesh.takes()
+    leader, follower = mesh.leader, mesh.followers[0]
+    follower.kill()
+    mesh.cluster.run_until(lambda: mesh.in_sync(leader.name), 10, "it leaves the ISR")
+    leader.kill()
+    leader.start()
+    mesh.cluster.run_until(lambda: mesh.state.leader == leader.name, 20, "it leads again")
+    for _ in range(30):
+        mesh.prober.ask_end(leader.name, mesh.place)
+        mesh.prober.soon()
+        mesh.cluster.run(0.1)
+    assert not [asked for asked in mesh.history.asked if asked.offset <= acknowledged.offset]
+    mesh.heal()
+    mesh.prober.ask_end(mesh.leader.name, mesh.place)
+    mesh.prober.soon()
+    mesh.cluster.run(1)
+    assert mesh.history.asked[-1].offset > acknowledged.offset
+
+
+def test_a_node_that_stops_does_not_spin() -> None:
+    """While its metadata log is being closed, no election is due: its loop would not sleep."""
+    cluster = SimulatedCluster(1)
+    cluster.form()
+    machine = cluster.machines["n2"]
+    machine.slowness = 2000.0
+    machine.stop()
+    for _ in range(300):
+        cluster.run(0.05)
+        if not machine.up:
+            break
+        if machine.broker.state == "closing":
+            assert machine.broker.due is None or machine.broker.quorum.state != "closing"
+    assert not machine.up

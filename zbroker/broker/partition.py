@@ -333,6 +333,9 @@ class Partition:
         self.check_reading()
         leader = self._leader
         assert leader is not None
+        if leader.high_watermark < leader.epoch_start:
+            # Of what lies before this epoch, more may be committed than is known here: too few are in sync to say.
+            raise self._too_few(leader, outcome_unknown=False)
         number = leader.confirm(now)
         if leader.confirmed >= number:
             self._readers.offsets(to, request)

@@ -165,7 +165,9 @@ class MetadataPartition:
     @property
     def due(self) -> int | None:
         """When `on_tick` has something to do before the usual tick."""
-        return None if self.election is None else self.election.due
+        if self.election is None or self.state in ("closing", "closed", "failed"):
+            return None
+        return self.election.due
 
     # Life ---
 
