@@ -42,6 +42,8 @@ TICK_US = 100 * MS
 RECONNECT_US = 100 * MS
 LOOK_US = 5 * MS
 """How often a condition that is waited for is looked at."""
+TURNS_MAX = 100
+"""Calls that a broker may be due for in one millisecond: beyond that it would keep a real node's loop spinning."""
 WALL_START_MS = 1_790_000_000_000
 BASE_PORT = 5550
 DISK_STARTS = 1_000_000
@@ -237,6 +239,7 @@ class Process:
         self._began = cluster.timeline.now
         self._clock = cluster.rng.randrange(1_000_000_000)
         self._due = -1
+        self._turns = (0, 0)
         self.storage = Storage(
             self, random.Random(f"{cluster.seed} {self.name} {self.incarnation}")
         )
@@ -342,6 +345,8 @@ class Process:
         due = self.broker.due
         if due is not None and due <= self.now:
             self._due = -1
+            self._turns = (self.now, self._turns[1] + 1 if self._turns[0] == self.now else 0)
+            assert self._turns[1] < TURNS_MAX, f"{self.name} wants to be called again and again"
             self.broker.on_tick(self.now, self.machine.wall())
 
     def _tick(self) -> None:

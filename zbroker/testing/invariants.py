@@ -295,6 +295,8 @@ class Invariants(Watch):
         self._count("9 members")
         if copy is None and machine.disks > 1:
             return  # it answered, and then its disk was taken away
+        if self._state(ledger.folder) is None:
+            return  # the topic is deleted, and the member has heard of that first
         has = 0 if copy is None else copy.flushed if leader.settings.flushed else copy.written
         if copy is None or has < to:
             if not leader.settings.flushed and member in ledger.powerless:

@@ -272,8 +272,10 @@ class Simulation:
 
     def _judge(self) -> list[str]:
         for folder, ledger in self.invariants.ledgers.items():
+            partition = folder.partition("/")[2]
+            if partition and partition.split("/")[0] not in self.invariants.metadata.topics:
+                self.history.deleted[partition] = 1 << 62
             if ledger.excused:
-                partition = folder.partition("/")[2]
                 self.history.excused[partition] = f"{sorted(ledger.powerless)} lost their power"
         problems = self._differences()
         problems += check(self.history, drained=True)
