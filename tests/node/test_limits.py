@@ -62,6 +62,47 @@ def test_a_flood_of_requests_is_refused_beyond_what_is_in_flight_and_others_are_
         assert {type(reply) for reply in answered} == {FetchReply}
 
 
+FLOODING = """
+import sys, zmq
+from zbroker.protocol import frames
+from zbroker.protocol.messages import Status
+socket = zmq.Context().socket(zmq.DEALER)
+for option, value in (zmq.SNDHWM, 0), (zmq.RCVHWM, 1), (zmq.HEARTBEAT_IVL, 1), (zmq.HEARTBEAT_TIMEOUT, 600_000):
+    socket.set(option, value)
+socket.connect("tcp://" + sys.argv[1])
+message = frames.encode(Status(id=1))
+print("goes", flush=True)
+while True:
+    socket.send(message)
+"""
+
+
+@pytest.mark.slow
+def test_floods_with_heartbeats_that_are_killed_do_not_take_the_node_with_them(
+    node: NodeProcess,
+) -> None:
+    for _ in range(5):
+        with contextlib.ExitStack() as stack:
+            floods = [
+                stack.enter_context(
+                    subprocess.Popen(
+                        [sys.executable, "-c", FLOODING, node.servers], stdout=subprocess.PIPE
+                    )
+                )
+                for _ in range(3)
+            ]
+            for flood in floods:
+                stack.callback(flood.kill)
+                assert flood.stdout is not None
+                assert flood.stdout.readline() == b"goes\n"
+            with RawClient(node.servers) as other:
+                for _ in range(3):  # answered in turn with thousands of the floods'
+                    assert other.ask(Status()).node == "node1"
+        assert node.running
+    with RawClient(node.servers) as after:
+        assert after.ask(Status()).node == "node1"
+
+
 @needs_proc
 def test_a_thousand_silent_connections_are_dropped_and_their_descriptors_freed(
     node: NodeProcess,

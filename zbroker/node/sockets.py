@@ -259,7 +259,6 @@ class Sockets:
         socket = self._context.socket(zmq.ROUTER)
         socket.set(zmq.ROUTER_MANDATORY, 1)
         socket.set(zmq.SNDHWM, REPLIES_MAX)
-        socket.set(zmq.RCVHWM, REPLIES_MAX)
         return self._bind(socket, self._port)
 
     def _open_xpub(self) -> zmq.Socket[bytes]:
@@ -270,6 +269,9 @@ class Sockets:
 
     def _bind(self, socket: zmq.Socket[bytes], port: int) -> zmq.Socket[bytes]:
         socket.set(zmq.LINGER, 0)
+        # Without a limit on what waits to be received: where the queue is full, a connection that sends ZMTP's pings
+        # and ends takes the whole process with it (libzmq 4.3.5, an assertion). `MemoryGuard` bounds it instead.
+        socket.set(zmq.RCVHWM, 0)
         # What is only a little too large is answered by the broker; what is more ends the connection unread.
         socket.set(zmq.MAXMSGSIZE, 2 * self._frame_max)
         socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
