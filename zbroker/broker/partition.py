@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
+from zbroker.broker.acknowledgements import Acknowledgements
 from zbroker.broker.limits import Budget, ReadLedger
 from zbroker.broker.ports import Conversation, Replier, Report, Transport
 from zbroker.broker.readers import Readers
@@ -94,15 +95,6 @@ ISR_LAG_SESSIONS = 1.5
 
 RATE_WEIGHT = 0.3
 """How much the latest second counts in the smoothed rates."""
-
-
-class _Acknowledgement:
-    """A producer that waits until all below `offset` is committed (or only written, for acks=leader)."""
-
-    __slots__ = ("deadline", "offset", "reply", "to")
-
-    def __init__(self, to: Conversation, reply: ProduceReply, offset: int, deadline: int) -> None:
-        self.to, self.reply, self.offset, self.deadline = to, reply, offset, deadline
 
 
 def log_settings(settings: TopicSettings) -> LogSettings:
@@ -175,8 +167,7 @@ class Partition:
         """Bytes of uncommitted batches, counted in the budget."""
         self._subject = subject(topic, number)
         self._head = Push(topic_id=topic_id, partition=number)
-        self._for_commit: deque[_Acknowledgement] = deque()
-        self._for_write: deque[_Acknowledgement] = deque()
+        self._producers = Acknowledgements(reply)
         self._unconfirmed: deque[tuple[int, int, Conversation, Offsets]] = deque()
         """Who asked for the newest offset: the number to be confirmed, the deadline, whom to answer."""
         self._readers = Readers(self, reply, ledger, fetch_max)
@@ -307,7 +298,7 @@ class Partition:
                     append_time=duplicate.append_time, epoch=duplicate.leader_epoch, duplicate=True,
                 )  # fmt: skip
                 end = duplicate.base_offset + header.span
-                self._for_commit.append(_Acknowledgement(to, reply, end, deadline))
+                self._producers.add(to, reply, end, deadline, commit=True)
                 self._acknowledge()
                 return
         header = self._append(batch, header, wall)
@@ -317,8 +308,8 @@ class Partition:
             id=to.id, partition=self.number, base_offset=header.base_offset,
             append_time=header.append_time, epoch=leader.epoch,
         )  # fmt: skip
-        waiting = self._for_commit if request.acks == "all" else self._for_write
-        waiting.append(_Acknowledgement(to, reply, header.next_offset, deadline))
+        commit = request.acks == "all"
+        self._producers.add(to, reply, header.next_offset, deadline, commit=commit)
 
     def fetch(self, to: Conversation, request: Fetch, now: int) -> None:
         """Answers with committed batches from the offset on, or waits until there are some."""
@@ -520,7 +511,7 @@ class Partition:
             self._committed = high_watermark
             self._publish(leader)
             self._readers.on_advance()
-        if self._for_commit or self._for_write:
+        if self._producers:
             self._acknowledge()
         while self._unconfirmed and self._unconfirmed[0][0] <= leader.confirmed:
             _, _, to, request = self._unconfirmed.popleft()
@@ -544,19 +535,11 @@ class Partition:
 
     def _acknowledge(self) -> None:
         """Answers every producer whose batch is as safe as it asked."""
-        written = self.log.written_offset
-        waiting = self._for_write
-        while waiting and waiting[0].offset <= written:
-            self._answer_produced(waiting.popleft(), flushed=False)
-        waiting, high_watermark = self._for_commit, self._committed
-        flushed = self.settings.fsync == "always"
-        while waiting and waiting[0].offset <= high_watermark:
-            self._answer_produced(waiting.popleft(), flushed=flushed)
-
-    def _answer_produced(self, waiter: _Acknowledgement, *, flushed: bool) -> None:
-        if flushed or self.log.flushed_offset >= waiter.offset:
-            waiter.reply.durability = "flushed"
-        self._reply(waiter.to, waiter.reply)
+        log = self.log
+        self._producers.answer(
+            written=log.written_offset, flushed=log.flushed_offset, committed=self._committed,
+            always=self.settings.fsync == "always",
+        )  # fmt: skip
 
     # What the log reports ---
 
@@ -599,10 +582,7 @@ class Partition:
             error.outcome_unknown = True  # a follower may have it, and may lead next
         if leader is not None:
             self._hold(sum(len(batch) for _, _, batch in leader.uncommitted) - self._held)
-        for waiting in (self._for_commit, self._for_write):
-            for waiter in [waiter for waiter in waiting if waiter.offset > event.from_offset]:
-                waiting.remove(waiter)
-                self._refuse(waiter.to, error)
+        self._producers.refuse_beyond(event.from_offset, error)
         self._report("append_failed", partition=self.name, error=str(error))
 
     def _broken(self, error: ZBrokerError) -> None:
@@ -656,9 +636,7 @@ class Partition:
         self._reply(to, error_reply(error, to.id))
 
     def _refuse_all(self, error: ZBrokerError) -> None:
-        for waiting in (self._for_commit, self._for_write):
-            while waiting:
-                self._refuse(waiting.popleft().to, error)
+        self._producers.refuse_all(error)
         while self._unconfirmed:
             self._refuse(self._unconfirmed.popleft()[2], error)
         self._readers.refuse_all(error)
@@ -668,18 +646,11 @@ class Partition:
         """Answers those whose time is up: a fetch empty-handed, a producer with an unknown outcome."""
         self._readers.on_tick(now)
         leader = self._leader
-        if leader is not None and self._for_commit and len(leader.isr) < self.settings.min_insync:
-            error = self._too_few(leader, outcome_unknown=True)
-            while self._for_commit:
-                self._refuse(self._for_commit.popleft().to, error)
-        for waiting in (self._for_commit, self._for_write):
-            if any(waiter.deadline <= now for waiter in waiting):
-                for waiter in [waiter for waiter in waiting if waiter.deadline <= now]:
-                    waiting.remove(waiter)
-                    self._refuse(
-                        waiter.to,
-                        RequestTimedOut(f"{self.name} did not commit the batch in the time asked"),
-                    )
+        if leader is not None and self._producers and len(leader.isr) < self.settings.min_insync:
+            self._producers.refuse_commits(self._too_few(leader, outcome_unknown=True))
+        if self._producers:
+            late = RequestTimedOut(f"{self.name} did not commit the batch in the time asked")
+            self._producers.refuse_late(now, late)
         while self._unconfirmed and self._unconfirmed[0][1] <= now:
             _, _, to, _ = self._unconfirmed.popleft()
             self._refuse(
@@ -694,7 +665,7 @@ class Partition:
             return
         leader = self._leader
         pending = leader is not None and leader.uncommitted
-        idle = not (pending or self._for_commit or self._for_write)
+        idle = not (pending or self._producers)
         late = self._stop_by is not None and self._now >= self._stop_by
         if idle or late or self.log.state == "failed":
             self.life = "closing"
