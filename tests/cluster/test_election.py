@@ -150,13 +150,73 @@ def test_the_same_voter_twice_is_no_majority() -> None:
 
 
 def test_a_stranger_has_no_vote() -> None:
-    election, around = voter()
+    election, _ = voter()
     election.on_tick(5000)
     election.on_vote("x", Vote(epoch=0, granted=True, pre=True), 5001)
     assert election.state == "prospect"
-    around.said()
-    election.on_vote_request("x", ask(9), 5002)
-    assert (around.saved(), election.epoch) == ([], -1)
+
+
+def test_a_stranger_may_be_voted_for() -> None:
+    """It may have been added in a log that is longer than this voter's."""
+    election, around = voter()
+    election.on_vote_request("x", ask(9), 1)
+    assert around.saved() == [("x", Vote(epoch=9, granted=True))]
+
+
+def test_two_disks_of_one_node_are_two_candidates() -> None:
+    election, around = voter()
+    election.on_vote_request("b", ask(9), 1, "old")
+    election.on_vote_request("b", ask(9), 2, "new")
+    assert [message.epoch * message.granted for _, message in around.saved()] == [9, 0]
+    again, around = voter(Ballot(9, "b", "old"))
+    again.on_vote_request("b", ask(9), 1, "new")
+    again.on_vote_request("b", ask(9), 2, "old")
+    assert [message.epoch * message.granted for _, message in around.saved()] == [0, 9]
+
+
+def test_who_has_no_vote_gives_none_and_never_stands() -> None:
+    election, around = voter()
+    election.set_voters(["a", "b"], stands=False, votes=False, now=1)
+    election.on_vote_request("b", ask(9), 2)
+    election.on_tick(90_000)
+    assert (around.saved(), election.due) == ([], None)
+    election.set_voters(["a"], stands=True, votes=True, now=90_000)
+    election.on_tick(90_000)
+    around.saved()
+    assert election.state == "leader", "who votes alone need not wait"
+
+
+def test_a_candidate_that_loses_its_vote_stands_no_more() -> None:
+    election, around = voter()
+    election.on_tick(5000)
+    election.on_vote("b", Vote(epoch=0, granted=True, pre=True), 5001)
+    election.set_voters(["b", "c"], stands=False, votes=True, now=5002)
+    around.saved()
+    election.on_vote("b", Vote(epoch=0, granted=True), 5003)
+    election.on_vote("c", Vote(epoch=0, granted=True), 5003)
+    assert election.state == "follower"
+
+
+def test_the_leader_asks_a_voter_to_stand() -> None:
+    election, around = voter(Ballot(5))
+    election.on_leader("b", 5, 1000)
+    for sender, epoch in (("c", 5), ("b", 4), ("b", 6)):
+        election.on_stand_now(sender, epoch, 1001)
+        assert (election.state, around.saving) == ("follower", [])
+    election.on_stand_now("b", 5, 1001)
+    said = around.saved()
+    assert [(node, message.epoch, message.handover) for node, message in said] == [
+        ("b", 6, True),
+        ("c", 6, True),
+    ]
+
+
+def test_a_leader_that_hands_over_is_not_protected() -> None:
+    election, around = voter(Ballot(5))
+    election.on_leader("b", 5, 1000)
+    request = VoteRequest(epoch=6, last_epoch=1, end=10, handover=True)
+    election.on_vote_request("c", request, 1001)
+    assert around.saved() == [("c", Vote(epoch=6, granted=True))]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def fault(world: World) -> None:
     node = world.nodes[rng.choice(world.names)]
     kind = rng.choice((
         "kill", "power", "blackout", "start", "start", "start", "freeze", "thaw", "break", "late", "late",
-        "cut", "cut one way", "heal", "gone",
+        "cut", "cut one way", "heal", "gone", "hand over", "voters", "voters", "lose", "crash", "full",
     ))  # fmt: skip
     others = [name for name in world.names if name != node.name]
     if kind in ("kill", "power") and node.up:
@@ -47,16 +47,28 @@ def fault(world: World) -> None:
         world.network.cut.clear()
     elif kind == "gone" and not node.up:
         world.notice_gone(node.name)
+    elif kind == "hand over" and world.controller is not None:
+        world.controller.partition.hand_over(world.now)
+    elif kind == "voters":
+        world.change_voters(node.name, rng.choice(("add", "remove", "replace")))
+    elif kind == "lose" and world.whole:
+        world.lose_disk(node)
+        world.noted["lost"] += 1
+    elif kind == "crash" and node.up:
+        node.disk.crash_at = node.disk.operations + rng.randint(1, 40)
+    elif kind == "full":
+        node.disk.budget = None if node.disk.budget else node.disk.used + rng.choice((0, 300))
 
 
 def history(seed: int, steps: int = 500) -> World:
-    world = World(seed, voters=3 if seed % 3 else 5)
+    world = World(seed, voters=3 if seed % 3 else 5, learners=seed % 2)
     rng = world.rng
-    faults = rng.choice((0.0, 0.02, 0.06))
+    faults = rng.choice((0.0, 0.02, 0.06, 0.12))
     for _ in range(steps):
         draw = rng.random()
         if draw < 0.1:
-            world.propose(world.nodes[rng.choice(world.names)])
+            for _ in range(rng.choice((1, 1, 6))):
+                world.propose(world.nodes[rng.choice(world.names)])
         elif draw < 0.25:
             world.tick(rng.choice((50, 100, 400, 1500)))
         elif draw < 0.25 + faults:

@@ -1,53 +1,73 @@
-"""Voters of the metadata partition in one thread: simulated disks, time and a network that loses, delays and divides.
+"""Nodes that keep the metadata, in one thread: simulated disks and time, a network that loses, delays and divides.
 
-All that decides is the production core. What Raft promises is checked at every step; a failing seed replays.
+All that decides is the production core. Voters die, freeze, lose one another and their disks, are added, removed and
+replaced; the log's prefix goes for snapshots all the time. What Raft promises is checked at every step; a failing seed
+replays.
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from zbroker.cluster import voters
 from zbroker.cluster.election import ElectionSettings
-from zbroker.cluster.quorum import FOLDER, MetadataPartition, PeerStart
-from zbroker.cluster.records import MetadataRecord, ProducerIdsGranted
+from zbroker.cluster.quorum import FOLDER, Message, MetadataPartition, PeerStart
+from zbroker.cluster.records import ClusterFormed, MetadataRecord, ProducerIdsGranted
+from zbroker.cluster.snapshots import SnapshotSettings
 from zbroker.errors import NotReady, ZBrokerError
 from zbroker.log import names
 from zbroker.log.segment import Bounds, scan
 from zbroker.protocol.batch import BatchHeader, Buffer
-from zbroker.protocol.peers import Append, Appended, Vote, VoteRequest
+from zbroker.protocol.peers import (
+    Append,
+    Appended,
+    SnapshotPart,
+    SnapshotTaken,
+    StandNow,
+    Vote,
+    VoteRequest,
+)
 from zbroker.testing.disk import PowerLost, SimulatedDisk, SimulatedStorage
 
 TIMEOUT = 1000
+SMALL = SnapshotSettings(bytes_max=2000, batches_max=5, segment_bytes=300)
 Identity = tuple[int, int, int]
 
 
 class Node:
-    """One voter: its disk stays, its process comes and goes."""
+    """One node: its disk stays until it is lost, its process comes and goes."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.name = name
-        self.disk = SimulatedDisk(world.rng)
         self.incarnation = 0
         self.up = False
         self.frozen = False
-        self.applied = 0
+        self.disks = 0
         self.partition: MetadataPartition
         self.storage: SimulatedStorage
+        self.new_disk()
+
+    def new_disk(self) -> None:
+        """The disk is lost, and an empty one is in its place."""
+        self.disk = SimulatedDisk(self.world.rng)
+        self.disks += 1
+        self.disk_id = f"{self.name}-disk{self.disks}"
 
     def start(self) -> None:
         world = self.world
         self.incarnation += 1
         self.up = True
         self.disk.off = False
-        self.applied = 0
         self.storage = SimulatedStorage(self.disk, world.rng, self.deliver)
+        first = world.first_voters
         self.partition = MetadataPartition(
-            self.name, world.names, storage=self.storage, peers=Lines(self), random=world.rng.random,
-            settings=ElectionSettings(TIMEOUT), changed=lambda: None,
+            self.name, first if first.get(self.name) == self.disk_id else {}, disk_id=self.disk_id,
+            storage=self.storage, peers=Lines(self), random=world.rng.random,
+            settings=ElectionSettings(TIMEOUT), changed=lambda: None, snapshots=world.snapshots,
         )  # fmt: skip
         self.partition.open(world.now)
         for node in world.nodes.values():
@@ -86,14 +106,12 @@ class Node:
 
 
 class Lines:
-    """What a voter sends."""
+    """What a node sends."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
 
-    def send(
-        self, node: str, message: Append | Appended | Vote | VoteRequest, batches: Sequence[Buffer]
-    ) -> None:
+    def send(self, node: str, message: Message, batches: Sequence[Buffer]) -> None:
         self.node.world.network.send(self.node, node, message, [bytes(batch) for batch in batches])
 
 
@@ -129,14 +147,22 @@ class Network:
         if self.world.nodes[source].incarnation != sent_in:
             return
         partition, now = receiver.partition, self.world.now
-        if isinstance(message, Append):
-            partition.on_append(source, message, frames, now)
-        elif isinstance(message, Appended):
-            partition.on_appended(source, sent_in, message, now)
-        elif isinstance(message, Vote):
-            partition.on_vote(source, message, now)
-        else:
-            partition.on_vote_request(source, message, now)
+        match message:
+            case Append():
+                partition.on_append(source, message, frames, now)
+            case Appended():
+                partition.on_appended(source, sent_in, message, now)
+            case Vote():
+                partition.on_vote(source, message, now)
+            case VoteRequest():
+                partition.on_vote_request(source, message, now)
+            case StandNow():
+                partition.on_stand_now(source, message, now)
+            case SnapshotPart():
+                partition.on_snapshot_part(source, message, frames, now)
+            case SnapshotTaken():
+                partition.on_snapshot_taken(source, sent_in, message, now)
+        assert partition.error is None, partition.error
         self.world.look(receiver)
 
     def break_link(self, link: tuple[str, str]) -> None:
@@ -154,12 +180,15 @@ class Network:
 
 
 class World:
-    """All voters, and what must always be true of them."""
+    """All nodes, and what must always be true of them."""
 
-    def __init__(self, seed: int, voters: int = 3) -> None:
+    def __init__(
+        self, seed: int, voters: int = 3, learners: int = 0, snapshots: SnapshotSettings = SMALL
+    ) -> None:
         self.rng = random.Random(seed)
         self.now = 10_000
-        self.names = [f"v{number}" for number in range(voters)]
+        self.snapshots = snapshots
+        self.names = [f"v{number}" for number in range(voters + learners)]
         self.nodes: dict[str, Node] = {}
         self.network = Network(self)
         self.leaders: dict[int, tuple[str, int]] = {}
@@ -167,16 +196,24 @@ class World:
         self.committed: dict[int, Identity] = {}
         self.checked: dict[tuple[str, int], int] = {}
         self.proposed = 0
+        self.refusal: ZBrokerError | None = None
+        self.noted: Counter[str] = Counter()
+        """What has happened, for those who look whether histories are worth their time."""
         self.acknowledged: set[int] = set()
-        self.states: dict[int, int] = {}
+        self.states: dict[int, object] = {}
         """The state after each applied offset, as first seen."""
         for name in self.names:
             self.nodes[name] = Node(self, name)
+        self.first_voters = {name: self.nodes[name].disk_id for name in self.names[:voters]}
         for node in self.nodes.values():
             node.start()
 
     def starts(self) -> dict[str, PeerStart]:
-        return {node.name: PeerStart(node.incarnation, "") for node in self.nodes.values()}
+        return {
+            node.name: PeerStart(node.incarnation, node.disk_id)
+            for node in self.nodes.values()
+            if node.incarnation
+        }
 
     # What must be true ---
 
@@ -191,11 +228,12 @@ class World:
         leader = partition.replica.leader
         if leader is not None and leader.high_watermark >= 0:
             self.note_committed(node, leader.high_watermark)
-        assert partition.applied <= partition.committed or partition.applied <= node.applied
-        node.applied = partition.applied
-        granted = partition.metadata.next_producer_id
-        known_state = self.states.setdefault(partition.applied, granted)
-        assert known_state == granted, (node.name, partition.applied, granted, known_state)
+        metadata, snapshots = partition.metadata, partition._snapshots
+        state = (metadata.next_producer_id, dict(metadata.voters), metadata.replacing)
+        known_state = self.states.setdefault(partition.applied, state)
+        assert known_state == state, (node.name, partition.applied, state, known_state)
+        if snapshots.state in ("idle", "saving"):
+            assert partition.replica.log.start_offset <= snapshots.offset <= partition.applied
 
     def note_committed(self, node: Node, high_watermark: int) -> None:
         key = (node.name, node.incarnation)
@@ -205,14 +243,16 @@ class World:
         # A majority of others commits, whatever the leader's own disk has by then.
         high_watermark = min(high_watermark, node.partition.replica.log.written_offset)
         content = node.content()
+        begins = min(content, default=high_watermark)
+        assert begins <= node.partition._snapshots.offset or begins >= high_watermark
         for base, identity in content.items():
-            if base < high_watermark:
+            if begins <= base < high_watermark:
                 known = self.committed.setdefault(base, identity)
                 assert known == identity, (
                     f"offset {base} was committed as {known}, and is {identity} now"
                 )
         for base, identity in self.committed.items():
-            if base < high_watermark:
+            if begins <= base < high_watermark:
                 assert content.get(base) == identity, (node.name, base, content.get(base), identity)
 
     # What happens ---
@@ -222,20 +262,78 @@ class World:
         if not node.up or node.frozen or not node.partition.ready:
             return False
         self.proposed += 1
-        assert node.partition.draft is not None
-        first = node.partition.draft.next_producer_id
+        draft = node.partition.draft
+        assert draft is not None
+        first = draft.next_producer_id
         records: list[MetadataRecord] = [ProducerIdsGranted(node=node.name, first=first, count=1)]
+        if draft.cluster_id is None:
+            records = [ClusterFormed("c", "lab", 1, dict(self.first_voters)), *records]
 
         def decided(error: ZBrokerError | None) -> None:
             if error is None:
                 assert first not in self.acknowledged, f"id {first} was granted twice"
                 self.acknowledged.add(first)
+                assert node.partition.metadata.next_producer_id > first
             else:
                 assert isinstance(error, NotReady)
 
         node.partition.propose(records, decided, self.now)
         self.look(node)
         return True
+
+    def change_voters(self, name: str, action: voters.Action) -> bool:
+        """A person asks the controller for another voter; whether it was begun."""
+        node = self.controller
+        if node is None or node.partition.draft is None or not node.partition.draft.voters:
+            return False
+        partition = node.partition
+        assert partition.draft is not None
+        try:
+            records = voters.change_voters(
+                partition.draft, node=name, action=action, disks=partition.disks,
+                caught_up=partition.caught_up,
+            )  # fmt: skip
+            partition.propose(records, lambda _: None, self.now)
+        except ZBrokerError as error:
+            self.refusal = error
+            return False
+        self.look(node)
+        return True
+
+    def go_on(self) -> None:
+        """Every controller, or who takes itself for one, goes on with what was begun."""
+        for node in self.nodes.values():
+            partition = node.partition
+            if node.up and not node.frozen and partition.ready and partition.draft is not None:
+                records = voters.continue_voters(
+                    partition.draft, partition.disks, partition.caught_up
+                )
+                if records:
+                    partition.propose(records, lambda _: None, self.now)
+                    self.look(node)
+
+    @property
+    def whole(self) -> bool:
+        """Whether everyone names the same voters, at least three, all of which have their disks."""
+        seen = [dict(node.partition.voters) for node in self.nodes.values()]
+        there = {node.name: node.disk_id for node in self.nodes.values()}
+        return (
+            all(each == seen[0] for each in seen)
+            and len(seen[0]) >= 3
+            and seen[0].items() <= there.items()
+        )
+
+    def lose_disk(self, node: Node) -> None:
+        """A machine is lost; another one under its name has an empty disk."""
+        if node.up:
+            node.stop(power=True)
+        node.new_disk()
+        for other in self.nodes.values():
+            if other.up:
+                other.partition.set_peers(
+                    {name: start for name, start in self.starts().items() if name != node.name},
+                    self.now,
+                )
 
     def tick(self, ms: int) -> None:
         """Time passes, as far as the next thing that is due."""
@@ -246,6 +344,7 @@ class World:
                 if node.up and not node.frozen:
                     node.partition.on_tick(self.now, self.now)
                     self.look(node)
+            self.go_on()
 
     def notice_gone(self, name: str) -> None:
         """Everyone who is up finds that a node's port refuses."""
@@ -295,14 +394,26 @@ class World:
         return max(ready, key=lambda node: node.partition.replica.epoch, default=None)
 
     def heal(self) -> None:
-        """Everything is up and connected, and stays so."""
+        """Everything is up and connected, and stays so; disks that were lost are replaced."""
         self.network.cut.clear()
         self.network.late.clear()
         for node in self.nodes.values():
             node.frozen = False
+            node.disk.budget = node.disk.crash_at = None
             if not node.up:
                 node.start()
         self.run(6 * TIMEOUT)
+        for node in self.nodes.values():
+            controller = self.controller
+            assert controller is not None, "no controller after healing"
+            if controller.partition.voters != controller.partition.metadata.voters:
+                self.propose(controller)
+                self.run(TIMEOUT)
+            named = controller.partition.voters.get(node.name)
+            if named not in (None, node.disk_id):
+                assert self.change_voters(node.name, "replace"), self.refusal
+            self.run(2 * TIMEOUT)
+        self.run(2 * TIMEOUT)
 
     def check_healed(self) -> None:
         """One controller, equal logs, equal states, nothing acknowledged missing."""
@@ -310,10 +421,23 @@ class World:
         assert node is not None, "no controller after healing"
         assert self.propose(node)
         self.run(1000)
-        contents = [each.content() for each in self.nodes.values()]
+        partition = node.partition
+        assert partition.metadata.replacing is None
+        there = {each.name: each.disk_id for each in self.nodes.values()}
+        assert partition.metadata.voters.items() <= there.items()
+        logs = [each.partition.replica.log for each in self.nodes.values()]
+        begins = max(log.start_offset for log in logs)
+        contents = [
+            {base: what for base, what in each.content().items() if base >= begins}
+            for each in self.nodes.values()
+        ]
         assert all(content == contents[0] for content in contents)
         for base, identity in self.committed.items():
-            assert contents[0].get(base) == identity
+            assert base < begins or contents[0].get(base) == identity
+        assert len({log.end_offset for log in logs}) == 1
+        for each in self.nodes.values():
+            assert each.partition.applied == logs[0].end_offset, each.name
+            assert each.partition.metadata.voters == partition.metadata.voters
         states = {each.partition.metadata.next_producer_id for each in self.nodes.values()}
         assert len(states) == 1, states
         assert self.acknowledged <= set(range(states.pop()))

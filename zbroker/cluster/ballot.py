@@ -17,10 +17,14 @@ NAME = "ballot"
 
 
 class Ballot(msgspec.Struct, frozen=True, array_like=True):
-    """The newest epoch known, and the candidate voted for in it, None where there was none."""
+    """The newest epoch known, and the candidate voted for in it, None where there was none.
+
+    A candidate is a node and its disk: two disks of one node are two voters, of which one may be voted for.
+    """
 
     epoch: int = -1
     voted_for: str | None = None
+    disk: str = ""
 
 
 _decode = msgspec.msgpack.Decoder(Ballot).decode

@@ -15,13 +15,19 @@ candidate a majority of votes                              leader    leads the e
 candidate no majority in time                              prospect
 any       an append of the present epoch                   follower  its sender leads
 any       a message of a newer epoch                       follower  the epoch is saved without a vote
+follower  the leader asks it to stand (`StandNow`)         candidate stands at once, without pre-votes
 leader    no majority heard for the election timeout       follower  steps down (check-quorum); the epoch stays
 ========= ================================================ ========= ==================================================
 
 A vote is given once an epoch, to a candidate whose log ends no earlier than the voter's own (by epoch, then offset).
 Neither a vote nor a pre-vote is given while a leader was heard within the election timeout: so a voter that hears the
 leader protects it from one that does not. A refused connect to the leader's own port waives that, for the voter that
-saw it: the process is gone, while its machine lives.
+saw it: the process is gone, while its machine lives. A candidate whom the leader itself asked to stand says so, which
+waives it for all.
+
+Who votes may change at any time (`set_voters`). A voter gives its vote to any candidate, whether it knows it for one
+of the voters or not: the candidate's log may know better. Whose votes count is the candidate's to know (Ongaro's
+dissertation, section 4.1).
 """
 
 from __future__ import annotations
@@ -79,6 +85,7 @@ class Election:
         epoch: the newest epoch that is on disk here.
         leader: who leads it, None where that is not known.
         state: see the module.
+        voters: names of those who vote.
         changed: told after every change of epoch, leader or state.
     """
 
@@ -92,9 +99,21 @@ class Election:
         *,
         changed: Callable[[], None],
         now: int,
+        disk: str = "",
     ) -> None:
+        """
+        Args:
+            voters: names of those who vote; this node is one of them if it is named, until `set_voters`.
+            ballot: what is on disk.
+            changed: told after every change of epoch, leader or state.
+            disk: this node's own.
+        """
         self.node = node
         self.voters = sorted(voters)
+        self._disk = disk
+        self._stands = node in self.voters
+        self._votes = True
+        self._handover = False
         self.state: State = "follower"
         self.leader: str | None = None
         self.changed = changed
@@ -119,14 +138,35 @@ class Election:
     @property
     def due(self) -> int | None:
         """When `on_tick` has something to do, monotonic ms."""
-        return None if self.state == "leader" or self.node not in self.voters else self._due
+        return None if self.state == "leader" or not self._stands else self._due
+
+    def set_voters(self, voters: Sequence[str], *, stands: bool, votes: bool, now: int) -> None:
+        """Who votes from now on.
+
+        Args:
+            stands: this node is one of them, and may lead.
+            votes: it may give its vote: it is one of them, or may be one by a log that is longer than its own.
+        """
+        self._now = now
+        if stands and not self._stands:
+            self._due = now if list(voters) == [self.node] else now + self._pause()
+        self.voters = sorted(voters)
+        self._stands, self._votes = stands, votes
+        if not stands and self.state in ("prospect", "candidate"):
+            self.state = "follower"
+            self._granted = set()
+            self.changed()
 
     # Messages ---
 
-    def on_vote_request(self, sender: str, request: VoteRequest, now: int) -> None:
-        """Somebody stands for election, or asks whether it should."""
+    def on_vote_request(self, sender: str, request: VoteRequest, now: int, disk: str = "") -> None:
+        """Somebody stands for election, or asks whether it should.
+
+        Args:
+            disk: the sender's.
+        """
         self._now = now
-        if sender not in self.voters or self.node not in self.voters:
+        if not self._votes:
             return
         if request.pre:
             willing = (
@@ -137,19 +177,22 @@ class Election:
             epoch = request.epoch if willing else self._ballot.epoch
             self._around.send(sender, Vote(epoch=epoch, granted=willing, pre=True))
             return
-        if self._is_protected() and request.epoch > self._ballot.epoch:
+        protected = self._is_protected() and not request.handover
+        if protected and request.epoch > self._ballot.epoch:
             return  # neither the vote nor the epoch: the leader that is heard goes on
         complete = self._is_complete(request)
         if request.epoch > self._ballot.epoch:
-            self._step_down(request.epoch, None, vote=sender if complete else None)
+            vote = Ballot(request.epoch, sender, disk) if complete else Ballot(request.epoch)
+            self._step_down(vote, None)
+        mine = self._ballot
         granted = (
-            request.epoch == self._ballot.epoch
-            and self._ballot.voted_for in (None, sender)
+            request.epoch == mine.epoch
+            and (mine.voted_for is None or (mine.voted_for, mine.disk) == (sender, disk))
             and complete
         )
-        if granted and self._ballot.voted_for is None:
+        if granted and mine.voted_for is None:
             self._due = now + self._pause()
-            self._write(Ballot(request.epoch, sender))
+            self._write(Ballot(request.epoch, sender, disk))
         epoch = self._ballot.epoch
         self._when_saved(lambda: self._around.send(sender, Vote(epoch=epoch, granted=granted)))
 
@@ -159,7 +202,7 @@ class Election:
         if sender not in self.voters:
             return
         if vote.epoch > self._ballot.epoch and not (vote.pre and vote.granted):
-            self._step_down(vote.epoch, None)
+            self._step_down(Ballot(vote.epoch), None)
             return
         if not vote.granted:
             return
@@ -181,7 +224,7 @@ class Election:
         self._gone.discard(sender)
         self._due = now + self._pause()
         if epoch > self._ballot.epoch:
-            self._step_down(epoch, sender)
+            self._step_down(Ballot(epoch), sender)
         elif self.leader != sender or self.state != "follower":
             assert self.state != "leader", f"two leaders of epoch {epoch}: {sender} and this node"
             self.state = "follower"
@@ -193,7 +236,14 @@ class Election:
         """Somebody answered with a newer epoch."""
         self._now = now
         if epoch > self._ballot.epoch:
-            self._step_down(epoch, None)
+            self._step_down(Ballot(epoch), None)
+
+    def on_stand_now(self, sender: str, epoch: int, now: int) -> None:
+        """The leader asks this voter to lead in its place: stands at once, without pre-votes."""
+        self._now = now
+        current = epoch == self._ballot.epoch == self._saved.epoch
+        if self._stands and current and sender == self.leader and self.state == "follower":
+            self._stand(handover=True)
 
     # Evidence and time ---
 
@@ -201,7 +251,7 @@ class Election:
         """This voter's own connect to a node was refused: its process is gone."""
         self._now = now
         self._gone.add(node)
-        if node == self.leader and self.state == "follower" and self.node in self.voters:
+        if node == self.leader and self.state == "follower" and self._stands:
             in_line = [voter for voter in self.voters if voter not in self._gone]
             self._due = now + STAGGER_MS * in_line.index(self.node)
 
@@ -212,6 +262,8 @@ class Election:
     def on_tick(self, now: int) -> None:
         """Time has passed."""
         self._now = now
+        if self._ballot != self._saved and not self._saving:
+            self._save()  # the disk was full
         due = self.due
         if due is not None and now >= due:
             self._ask()
@@ -237,6 +289,10 @@ class Election:
                 action()
             self.changed()
 
+    def on_not_saved(self) -> None:
+        """The disk is full, and the ballot is not on it: nothing is said, and it is tried again."""
+        self._saving = False
+
     # Standing for election ---
 
     def _ask(self) -> None:
@@ -252,13 +308,14 @@ class Election:
             return
         self._request(self._ballot.epoch + 1, pre=True)
 
-    def _stand(self) -> None:
+    def _stand(self, *, handover: bool = False) -> None:
         """Stands: nothing is said before the vote for itself is on disk."""
         self.state = "candidate"
+        self._handover = handover
         self.leader = None
         self._granted = set()
         self._due = self._now + self._pause()
-        self._write(Ballot(self._ballot.epoch + 1, self.node))
+        self._write(Ballot(self._ballot.epoch + 1, self.node, self._disk))
         self._when_saved(self._campaign)
 
     def _campaign(self) -> None:
@@ -279,7 +336,10 @@ class Election:
         last_epoch, end = self._around.log_position()
         for voter in self.voters:
             if voter != self.node:
-                message = VoteRequest(epoch=epoch, last_epoch=last_epoch, end=end, pre=pre)
+                message = VoteRequest(
+                    epoch=epoch, last_epoch=last_epoch, end=end, pre=pre,
+                    handover=self._handover and not pre,
+                )  # fmt: skip
                 self._around.send(voter, message)
 
     # Within ---
@@ -297,14 +357,14 @@ class Election:
         """Whether a candidate's log has all that this voter's has (Raft, section 5.4.1)."""
         return (request.last_epoch, request.end) >= self._around.log_position()
 
-    def _step_down(self, epoch: int, leader: str | None, *, vote: str | None = None) -> None:
+    def _step_down(self, ballot: Ballot, leader: str | None) -> None:
         """A newer epoch: nothing of an older one goes on."""
         self.state = "follower"
         self.leader = leader
         self._granted = set()
         self._due = self._now + self._pause()
         self._then.clear()
-        self._write(Ballot(epoch, vote))
+        self._write(ballot)
         self.changed()
 
     def _write(self, ballot: Ballot) -> None:

@@ -23,6 +23,8 @@ from zbroker.cluster.records import (
     TopicAltered,
     TopicCreated,
     TopicDeleted,
+    VoterReplacing,
+    VotersChanged,
 )
 from zbroker.errors import UnsupportedVersion
 from zbroker.topics import TopicSettings
@@ -73,6 +75,9 @@ class Metadata:
         self.cluster_name = ""
         self.feature_level = 0
         self.voters: dict[str, str] = {}
+        """Who votes: disk ids by node name. A leader's log may know of a newer set, which is in force already."""
+        self.replacing: str | None = None
+        """The node that is to vote again once its new disk has caught up."""
         self.nodes: dict[str, NodeRegistered] = {}
         self.fenced: dict[str, str] = {}
         """Nodes that are taken for dead or have stopped, each with the reason."""
@@ -139,6 +144,13 @@ class Metadata:
                 if record.drained:
                     self.drained[record.node] = None
                 self.nodes_touched = True
+            case VotersChanged():
+                self.voters = dict(record.voters)
+                if self.replacing in self.voters:
+                    self.replacing = None
+                self.nodes_touched = True
+            case VoterReplacing():
+                self.replacing = record.node
             case ProducerIdsGranted():
                 self.next_producer_id = max(self.next_producer_id, record.first + record.count)
             case ClusterFormed():

@@ -1,22 +1,26 @@
 """The metadata partition: a log that a majority of voters keeps, and the state that it makes.
 
-Joins an `Election` (who leads), a `Replica` (how the copies become equal) and the `Metadata` (what the records say).
-Owns when a record is applied, and to which of two states. `metadata` has what is committed, on the leader as on all
-others: readers see it, and effects go by it. `draft` has everything that is in the leader's log, so that its next
-decision sees the last; it goes with the leadership. A decision is answered once `metadata` shows it. Never decides what
-the records say: `controller` does.
+Joins an `Election` (who leads), a `Replica` (how the copies become equal), the `Metadata` (what the records say) and
+`Snapshots` (what the log may forget). Owns when a record is applied, and to which of two states. `metadata` has what is
+committed, on the leader as on all others: readers see it, and effects go by it. `draft` has everything that is in the
+leader's log, so that its next decision sees the last; it goes with the leadership. A decision is answered once
+`metadata` shows it. Owns who votes: whoever the newest record in the log names, committed or not (Ongaro's
+dissertation, section 4.1). Never decides what the records say: `controller` and its neighbours do.
 
 ========= ====================================== ========= =============================================================
 state     on                                     next      effect
 ========= ====================================== ========= =============================================================
-opening   ballot read, log open                  following the election begins
+opening   ballot and snapshot read, log open     reading   the state is the snapshot's; the rest of the log is read
+reading   all of it is read                      following who votes is known: the election begins
 following an append of the epoch's leader        following taken by the replica; what is committed is applied
-following elected                                replaying the rest of the log is read, committed or not
-replaying all of it is read                      leading   the draft is made; a no-op is appended: its commit commits
+following a snapshot of the epoch's leader       following once it is complete it takes the log's place; meanwhile this
+                                                           node neither votes nor follows
+following elected                                leading   the draft is made; a no-op is appended: its commit commits
                                                            all before it
 leading   the no-op is committed and applied     leading   `ready`: decisions are taken
 leading   not the leader any more                following decisions that wait are answered: outcome unknown
-any       the log or the ballot fails            failed    the node stops
+leading   a record that takes its vote, committed following another voter is asked to stand
+any       the log, the ballot, a snapshot fails  failed    the node stops
 ========= ====================================== ========= =============================================================
 """
 
@@ -31,15 +35,28 @@ import msgspec
 from zbroker.cluster import snapshot
 from zbroker.cluster.ballot import Ballot, LoadBallot, SaveBallot
 from zbroker.cluster.election import Election, ElectionSettings
+from zbroker.cluster.electorate import Electorate, PeerStart
 from zbroker.cluster.metadata import Metadata
-from zbroker.cluster.records import MetadataRecord, decode, encode
-from zbroker.errors import NotReady, StorageFailed, ZBrokerError
+from zbroker.cluster.records import MetadataRecord, VotersChanged, decode, encode
+from zbroker.cluster.snapshot import AdoptSnapshot, Kept, LoadSnapshot, SaveSnapshot
+from zbroker.cluster.snapshots import Snapshots, SnapshotSettings
+from zbroker.cluster.tail import Entry, Tail
+from zbroker.cluster.transfer import Incoming, Outgoing
+from zbroker.errors import (
+    DataDamaged,
+    DataFolderError,
+    DiskFull,
+    NotReady,
+    StorageFailed,
+    ZBrokerError,
+)
 from zbroker.log.events import AppendFailed, Broken, ReadDone
 from zbroker.log.log import Log
 from zbroker.log.settings import LogSettings
 from zbroker.log.storage import Completion, Storage
 from zbroker.protocol.batch import (
     CONTROL,
+    BatchHeader,
     Buffer,
     EncodedRecord,
     decode_records,
@@ -49,33 +66,44 @@ from zbroker.protocol.batch import (
     stamp,
 )
 from zbroker.protocol.frames import Frame
-from zbroker.protocol.peers import Append, Appended, Vote, VoteRequest
-from zbroker.replication.leader import LeaderSettings
+from zbroker.protocol.peers import (
+    Append,
+    Appended,
+    SnapshotPart,
+    SnapshotTaken,
+    StandNow,
+    Vote,
+    VoteRequest,
+)
+from zbroker.replication.leader import Leader, LeaderSettings
 from zbroker.replication.ports import LinkBudget
 from zbroker.replication.replica import Appointment, Replica
+
+__all__ = ["FOLDER", "MetadataPartition", "PeerStart", "Peers"]
 
 FOLDER = "metadata"
 READ_BYTES = 1 << 20
 HEARTBEAT_MS = 100
 """How often a leader is heard by everyone who keeps the metadata."""
+STAND_RESEND_MS = 50
 
-State = Literal["opening", "following", "replaying", "leading", "closing", "closed", "failed"]
+State = Literal["opening", "reading", "following", "leading", "closing", "closed", "failed"]
 OnCommit = Callable[[ZBrokerError | None], None]
-
-
-class PeerStart(msgspec.Struct, frozen=True):
-    """A node's start that is up: which one, and on which disk, as the link to it was checked."""
-
-    incarnation: int
-    disk_id: str
+Message = Append | Appended | Vote | VoteRequest | StandNow | SnapshotPart | SnapshotTaken
 
 
 class Peers(Protocol):
     """How messages reach the other nodes; any of them may be lost."""
 
-    def send(
-        self, node: str, message: Append | Appended | Vote | VoteRequest, batches: Sequence[Buffer]
-    ) -> None: ...
+    def send(self, node: str, message: Message, batches: Sequence[Buffer]) -> None: ...
+
+
+class Handover(msgspec.Struct):
+    """A leader is about to go: whom it asks to stand, until when it waits for that, when it last asked."""
+
+    target: str
+    until: int
+    asked_at: int = -STAND_RESEND_MS
 
 
 class MetadataPartition:
@@ -85,57 +113,59 @@ class MetadataPartition:
         metadata: the state that is committed, as far as it is applied. Another object after a snapshot was installed.
         applied: all below this offset is in it.
         draft: while this node leads, the state with everything that it has decided; None otherwise.
-        ready: this node leads, and all that was committed before it is applied: it is the controller.
         error: why it failed.
     """
 
     def __init__(
         self,
         node: str,
-        voters: Sequence[str],
+        voters: Mapping[str, str] | tuple[()],
         *,
         storage: Storage,
         peers: Peers,
         random: Callable[[], float],
         settings: ElectionSettings,
         changed: Callable[[], None],
-        disk_id: str = "",
+        disk_id: str,
+        snapshots: SnapshotSettings = SnapshotSettings(),  # noqa: B008
     ) -> None:
         """
         Args:
-            voters: as the metadata, or at a first formation the configuration, name them.
+            voters: disk ids by node name, as a cluster's first formation named them: who votes while the log does not
+                say so.
             disk_id: this node's own disk.
             changed: told when the leader, the state or what is applied may have changed.
         """
         self.node = node
-        self.voters = sorted(voters)
-        self.disk_id = disk_id
         self.state: State = "opening"
         self.metadata = Metadata()
         self.applied = 0
         self.draft: Metadata | None = None
         self.error: ZBrokerError | None = None
         self.election: Election | None = None
+        self._electorate = Electorate(node, disk_id)
+        self._first_voters = dict(voters)
         self._storage = storage
         self._peers = peers
         self._random = random
         self._settings = settings
         self._changed = changed
-        self._starts: Mapping[str, PeerStart] = {}
         self._ballot: Ballot | None = None
         self._waiting: deque[tuple[int, OnCommit]] = deque()
-        self._ahead: deque[tuple[int, Sequence[MetadataRecord]]] = deque()
-        """Batches that are not applied yet: where each ends, and its records."""
-        self._reading = False
-        self._settling = False
+        self._tail = Tail(0)
+        self._reading = self._settling = False
         self._ready_at = -1
+        self._announced = (-1, -1)
         self._led = -1
         self._beat_at = 0
-        self._announced = (-1, -1)
-        self._now = 0
+        self._outgoing: Outgoing | None = None
+        self._incoming = Incoming()
+        self._handover: Handover | None = None
+        self._now = self._wall = 0
         log_settings = LogSettings(
-            fsync="always", retention=None, retention_size=None, segment_age=None, lane="metadata"
-        )
+            fsync="always", retention=None, retention_size=None, segment_age=None,
+            segment_size=snapshots.segment_bytes, lane="metadata",
+        )  # fmt: skip
         budget = LinkBudget(1 << 20)
         self.replica = Replica(
             Log(FOLDER, log_settings, storage),
@@ -143,6 +173,9 @@ class MetadataPartition:
             send=peers.send,
             answer=lambda to, message: peers.send(to, message, ()),
             budgets=lambda _: budget,
+        )
+        self._snapshots = Snapshots(
+            self.replica.log, storage, snapshots, installed=self._snapshot_installed
         )
 
     # What others may know ---
@@ -154,27 +187,66 @@ class MetadataPartition:
 
     @property
     def ready(self) -> bool:
-        """See the class."""
-        return self.state == "leading" and 0 <= self._ready_at <= self.applied
+        """Whether this node leads, with all that was committed before it applied: it is the controller."""
+        return (
+            self.state == "leading" and 0 <= self._ready_at <= self.applied and not self._handover
+        )
 
     @property
     def committed(self) -> int:
         """All below this offset is committed, as far as is known here."""
-        return max(self.replica.high_watermark, 0)
+        return max(self.replica.high_watermark, self.applied)
 
     @property
     def due(self) -> int | None:
         """When `on_tick` has something to do before the usual tick."""
-        if self.election is None or self.state in ("closing", "closed", "failed"):
-            return None
-        return self.election.due
+        return None if self.election is None or self._is_deaf() else self.election.due
+
+    @property
+    def voters(self) -> Mapping[str, str]:
+        """Who votes by the newest record in this node's log, committed or not: disk ids by node name."""
+        return self._electorate.voters
+
+    @property
+    def caught_up(self) -> list[str]:
+        """Nodes that have all that is committed on disk, voters or not, this one too; for decisions about voters.
+
+        Empty where this node is not the controller, and while a change of the voters is not committed.
+        """
+        leader = self.replica.leader
+        if not self.ready or leader is None or self._tail.voters is not None:
+            return []
+        since = self._now - self._settings.timeout
+        return [self.node] + [
+            node
+            for node, follower in leader.followers.items()
+            if follower.begun >= leader.epoch
+            and follower.flushed >= leader.high_watermark
+            and follower.answered
+            and follower.heard_at >= since
+        ]
+
+    @property
+    def disks(self) -> dict[str, str]:
+        """The disk of each node that is linked, and this one's; for decisions about voters."""
+        seen = self._electorate
+        return {self.node: seen.disk_id} | {
+            node: start.disk_id for node, start in seen.starts.items()
+        }
+
+    def heard(self, node: str) -> int | None:
+        """When this leader last heard a node in its present start, monotonic ms; None where it never did."""
+        leader = self.replica.leader
+        follower = None if leader is None else leader.followers.get(node)
+        return None if follower is None or not follower.answered else follower.heard_at
 
     # Life ---
 
     def open(self, now: int) -> None:
-        """Reads the ballot and the log."""
+        """Reads the ballot, the snapshot and the log."""
         self._now = now
         self._storage.submit(LoadBallot(owner=FOLDER, lane="metadata"))
+        self._snapshots.open()
         self.replica.open(now)
 
     def close(self) -> None:
@@ -188,31 +260,35 @@ class MetadataPartition:
 
         Before `open`, or where a disk that was not told of the voters at first is told of them now.
         """
-        self.voters = sorted(voters)
-        if self.election is not None:
-            self.election.voters = self.voters
-            self._appoint()
-
-    def hand_over(self, now: int) -> None:
-        """The leader asks the most caught-up voter to lead in its place."""
-        self._now = now
+        self._first_voters = dict(voters)
+        self._configure()
 
     def set_peers(self, peers: Mapping[str, PeerStart], now: int) -> None:
-        """Which start of each other node is up: those are sent to and heard."""
+        """Which start of each other node is up, and on which disk: those are sent to and heard."""
         self._now = now
-        self._starts = dict(peers)
+        self._electorate.starts = {
+            node: start for node, start in peers.items() if node != self.node
+        }
         if self.replica.appointment is not None:
             self._appoint()
 
-    def set_incarnations(self, incarnations: Mapping[str, int], now: int) -> None:
-        """As `set_peers`, where the disks are not known."""
-        self.set_peers({node: PeerStart(start, "") for node, start in incarnations.items()}, now)
+    def hand_over(self, now: int) -> bool:
+        """The leader asks the voter that has most of its log to lead in its place, and decides nothing meanwhile.
 
-    def heard(self, node: str) -> int | None:
-        """When this leader last heard a node in its present start, monotonic ms; None where it never did."""
+        For an orderly stop: the others have a leader again without having to wait for a silence. Where nothing comes
+        of it within the election timeout, this node goes on. Returns whether there is anybody to ask.
+        """
+        self._now = now
         leader = self.replica.leader
-        follower = None if leader is None else leader.followers.get(node)
-        return None if follower is None or not follower.answered else follower.heard_at
+        if not self.ready or leader is None:
+            return False
+        target = self._best_voter(leader)
+        if target is None:
+            return False
+        self._handover = Handover(target, now + self._settings.timeout)
+        self._changed()
+        self._settle()
+        return True
 
     # Decisions ---
 
@@ -220,13 +296,19 @@ class MetadataPartition:
         """Appends a decision as one atomic batch; `on_commit` hears of its commit, or why it is not known.
 
         Raises:
-            NotReady: this node is not the controller, or not yet.
+            NotReady: this node is not the controller, or not yet; or the voters change, and their last change is not
+                committed.
         """
-        if not self.ready:
+        if not self.ready or self.draft is None:
             raise NotReady("this node is not the controller; ask again in a moment")
+        changes = [record for record in records if isinstance(record, VotersChanged)]
+        if changes and self._tail.voters is not None:
+            raise NotReady("the last change of the voters is not committed yet; ask again soon")
+        for change in changes:
+            moved = self._electorate.voters.items() ^ change.voters.items()
+            assert len(moved) <= 1 == len(changes), "voters change one at a time"
         if records:
             rows: list[EncodedRecord | None] = [(0, None, encode(record), ()) for record in records]
-            assert self.draft is not None
             for record in records:
                 self.draft.apply(record)
             self._append(rows, wall, attributes=0, records=records)
@@ -242,46 +324,148 @@ class MetadataPartition:
         records: Sequence[MetadataRecord] = (),
     ) -> None:
         log = self.replica.log
+        base = log.end_offset
         batch = encode_batch(rows, base_timestamp=wall, max_timestamp=wall, attributes=attributes)
         stamp(
             batch,
-            base_offset=log.end_offset,
+            base_offset=base,
             append_time=max(wall, log.last_append_time),
             leader_epoch=log.last_epoch,
         )
         self.replica.append(batch, read_header(batch))
-        self._ahead.append((log.end_offset, records))
+        self._tail.add(Entry(base, log.end_offset, len(batch), records))
+        self._configure()
 
     # Messages ---
 
+    def _is_deaf(self) -> bool:
+        return self.election is None or self.state in ("closing", "closed", "failed")
+
     def on_vote_request(self, sender: str, request: VoteRequest, now: int) -> None:
         """A candidate asks."""
-        if self.election is not None and self.state not in ("closing", "closed", "failed"):
-            self.election.on_vote_request(sender, request, now)
+        disk = self._electorate.disk(sender)
+        if self.election is not None and not self._is_deaf() and disk is not None:
+            self.election.on_vote_request(sender, request, now, disk)
 
     def on_vote(self, sender: str, vote: Vote, now: int) -> None:
-        """A voter answers."""
-        if self.election is not None:
+        """A node answers; what it says counts if its disk is the voter's."""
+        if self.election is not None and not self._is_deaf() and self._electorate.is_voter(sender):
             self.election.on_vote(sender, vote, now)
+
+    def on_stand_now(self, sender: str, message: StandNow, now: int) -> None:
+        """The leader is about to go."""
+        if self.election is not None and not self._is_deaf():
+            self.election.on_stand_now(sender, message.epoch, now)
 
     def on_append(self, sender: str, message: Append, batches: Sequence[Frame], now: int) -> None:
         """A leader sends."""
         self._now = now
         election = self.election
-        if election is None or self.state in ("closing", "closed", "failed"):
+        if election is None or self._is_deaf():
             return
         if election.on_leader(sender, message.epoch, now) or message.epoch < election.epoch:
             self._appoint()
+            if self._snapshots.installing:
+                return
+            end = self.replica.log.end_offset
             self.replica.on_append(sender, message, batches, now)
+            if self.replica.log.end_offset > end:
+                self._followed(batches, end)
             self._settle()
+
+    def _followed(self, batches: Sequence[Frame], begin: int) -> None:
+        """What the follower has just appended, of what it was sent."""
+        end = self.replica.log.end_offset
+        try:
+            for chunk in batches:
+                for at, header in iter_batches(chunk):
+                    if begin <= header.base_offset < end:
+                        self._add(chunk, at, header)
+        except ZBrokerError as error:
+            self._fail(error)
+        self._configure()
+
+    def _add(self, chunk: Buffer, at: int, header: BatchHeader) -> None:
+        records: list[MetadataRecord] = []
+        if not header.is_control:
+            rows = decode_records(chunk, at, header)
+            records = [decode(row[2]) for row in rows if row is not None]
+        self._tail.add(Entry(header.base_offset, header.next_offset, header.size, records))
 
     def on_appended(self, sender: str, incarnation: int, answer: Appended, now: int) -> None:
         """A follower answers."""
         self._now = now
         self.replica.on_appended(sender, incarnation, answer, now)
         leader = self.replica.leader
-        if leader is not None and leader.deposed >= 0 and self.election is not None:
-            self.election.on_newer_epoch(leader.deposed, now)
+        if leader is not None:
+            self._deposed(leader.deposed)
+        self._settle()
+
+    def _deposed(self, epoch: int) -> None:
+        """A follower may know of a newer epoch."""
+        if self.election is not None and epoch > self.election.epoch:
+            self.election.on_newer_epoch(epoch, self._now)
+
+    def on_snapshot_part(
+        self, sender: str, part: SnapshotPart, frames: Sequence[Frame], now: int
+    ) -> None:
+        """A leader sends a part of a snapshot, for the log here ends before the leader's begins."""
+        self._now = now
+        election = self.election
+        if election is None or self._is_deaf():
+            return
+        answer = SnapshotTaken(epoch=part.epoch, session=part.session)
+        if not election.on_leader(sender, part.epoch, now):
+            if part.epoch < election.epoch:
+                answer.log_epoch = election.epoch
+                self._peers.send(sender, answer, ())
+            return
+        self._appoint()
+        incoming = self._incoming
+        answer.installed = self.applied >= part.offset
+        if not answer.installed and not self._snapshots.installing:
+            if not incoming.take(sender, part, frames[0] if frames else b""):
+                return
+            if incoming.complete:
+                self._install(incoming.data())
+        answer.position = part.total if answer.installed else incoming.position
+        self._peers.send(sender, answer, ())
+
+    def _install(self, data: bytes) -> None:
+        """A leader's snapshot has arrived; unless something is under way here, for the leader will ask again."""
+        follower = self.replica.follower
+        if self._snapshots.state != "idle" or (follower and follower.state == "truncating"):
+            return
+        try:
+            found, metadata = snapshot.unseal(data, "the leader's snapshot")
+        except DataDamaged:
+            self._incoming.clear()
+            return
+        except ZBrokerError as error:
+            self._fail(error)
+            return
+        self._snapshots.install(Kept(found.offset, found.epoch, metadata), data)
+        self._configure()
+        self._appoint()
+
+    def on_snapshot_taken(
+        self, sender: str, incarnation: int, answer: SnapshotTaken, now: int
+    ) -> None:
+        """A node answers a part of a snapshot."""
+        self._now = now
+        leader, outgoing = self.replica.leader, self._outgoing
+        if leader is None or outgoing is None:
+            return
+        follower = leader.followers.get(sender)
+        if follower is None or follower.incarnation != incarnation:
+            return
+        self._deposed(answer.log_epoch)
+        if self.replica.leader is not leader or answer.epoch != leader.epoch:
+            return
+        leader.answered(sender, now)
+        offset = outgoing.on_taken(sender, answer, now)
+        if offset is not None:
+            leader.resume(sender, offset, now)
         self._settle()
 
     def on_gone(self, node: str, now: int) -> None:
@@ -299,33 +483,49 @@ class MetadataPartition:
     def on_event(self, completion: Completion, now: int) -> None:
         """A storage request of the metadata's is done."""
         self._now = now
-        request = completion.request
-        if isinstance(request, LoadBallot):
-            self._ballot_loaded(completion)
-        elif isinstance(request, SaveBallot):
-            if completion.error is not None:
-                self._fail(completion.error)
-            elif self.election is not None:
-                self.election.on_saved(completion.result)
-        else:
-            event = self.replica.on_event(completion, now)
-            match event:
-                case ReadDone():
-                    self._read_done(event)
-                case Broken():
-                    self._fail(event.error)
-                case AppendFailed() if self.state == "leading":
-                    self._resign()
-            if self.state == "closing" and self.replica.state == "closed":
-                self.state = "closed"
-            self._begin()
+        match completion.request:
+            case LoadBallot():
+                if completion.error is not None:
+                    self._fail(completion.error)
+                self._ballot = completion.result
+            case SaveBallot():
+                if isinstance(completion.error, DiskFull) and self.election is not None:
+                    self.election.on_not_saved()
+                elif completion.error is not None:
+                    self._fail(completion.error)
+                elif self.election is not None:
+                    self.election.on_saved(completion.result)
+            case LoadSnapshot() | SaveSnapshot() | AdoptSnapshot():
+                error = self._snapshots.on_event(completion)
+                if error is not None:
+                    self._fail(error)
+                self._configure()
+            case _:
+                self._log_event(completion)
+        self._begin()
         self._settle()
+
+    def _log_event(self, completion: Completion) -> None:
+        event = self.replica.on_event(completion, self._now)
+        match event:
+            case ReadDone():
+                self._read_done(event)
+            case Broken():
+                self._fail(event.error)
+            case AppendFailed() if self.state == "leading":
+                self._resign()
+        self._snapshots.on_log_event(event)
+        if self._tail.end > self.replica.log.end_offset:
+            self._tail.cut(self.replica.log.end_offset)
+            self._configure()
+        if self.state == "closing" and self.replica.state == "closed":
+            self.state = "closed"
 
     def on_tick(self, now: int, wall: int) -> None:
         """Time has passed: when `due`, and about every 100 ms."""
         self._now = now
         self._wall = wall
-        if self.election is None or self.state in ("closing", "closed", "failed"):
+        if self.election is None or self._is_deaf():
             return
         self.election.on_tick(now)
         leader = self.replica.leader
@@ -336,76 +536,132 @@ class MetadataPartition:
             if since > self._led and not leader.heard_majority_since(since):
                 self.election.quorum_lost(now)
         self.replica.on_tick(now)
+        self._snapshots.on_tick()
+        if self._handover is not None and now >= self._handover.until:
+            self._handover = None
+            self._changed()
         self._settle()
 
-    # Within ---
-
-    def _ballot_loaded(self, completion: Completion) -> None:
-        if completion.error is not None:
-            self._fail(completion.error)
-            return
-        self._ballot = completion.result
-        self._begin()
+    # Beginning ---
 
     def _begin(self) -> None:
-        """Both are read: takes part."""
-        if self.state != "opening" or self._ballot is None or self.replica.log.state != "open":
+        """Everything is read: the state is the snapshot's, and the rest of the log comes on top."""
+        snapshots, log = self._snapshots, self.replica.log
+        if self.state != "opening" or self._ballot is None or log.state != "open":
             return
-        log = self.replica.log
+        if snapshots.state == "loading":
+            if not snapshots.loaded:
+                return
+            try:
+                kept = snapshots.begin()
+            except ZBrokerError as error:
+                self._fail(error)
+                return
+            if kept is not None:
+                self._restore(kept)
+        if not snapshots.installing:
+            self.state = "reading"
+
+    def _restore(self, kept: Kept) -> None:
+        """The state is a snapshot's from now on."""
+        before, state = self.metadata, kept.metadata
+        state.touched = before.touched | dict.fromkeys(before.topics) | dict.fromkeys(state.topics)
+        state.deleted = before.deleted
+        state.nodes_touched = True
+        self.metadata = state
+        self.applied = kept.offset
+        self._tail.forward(kept.offset)
+        self.replica.know_committed(kept.offset)
+
+    def _snapshot_installed(self, kept: Kept) -> None:
+        """A leader's snapshot has taken the log's place."""
+        self._restore(kept)
+        self._incoming.clear()
+        if self.election is not None:
+            self._configure()
+            self._appoint()
+        self._changed()
+
+    def _take_part(self) -> None:
+        """All of the log is read, so that who votes is known: takes part."""
+        assert self._ballot is not None
         ballot = self._ballot
-        if log.last_epoch > ballot.epoch:
-            ballot = Ballot(log.last_epoch, None)  # followed, without having been asked to vote
+        last = max(self.replica.log.last_epoch, self._snapshots.epoch)
+        if last > ballot.epoch:
+            ballot = Ballot(last)  # followed, without having been asked to vote
         self.state = "following"
+        seen = self._electorate
         self.election = Election(
-            self.node, self.voters, ballot, self, self._settings, changed=self._election_changed, now=self._now
+            self.node, (), ballot, self, self._settings, changed=self._election_changed, now=self._now,
+            disk=seen.disk_id,
         )  # fmt: skip
+        self._configure()
         self.election.on_tick(self._now)  # who votes alone need not wait
         self._changed()
+
+    # Roles ---
+
+    def _configure(self) -> None:
+        """Who votes is what the newest record in the log says, else what is applied, else what was there at first."""
+        seen = self._electorate
+        before = dict(seen.voters)
+        seen.voters = self._tail.voters or self.metadata.voters or self._first_voters
+        election, still = self.election, not self._snapshots.installing
+        if election is None:
+            return
+        election.set_voters(
+            sorted(seen.voters), stands=seen.stands and still, votes=seen.votes and still, now=self._now
+        )  # fmt: skip
+        if seen.voters != before and self.replica.leader is not None:
+            self._appoint()
+            self.replica.leader.advance()
 
     def _election_changed(self) -> None:
         """The epoch, its leader or this voter's role is another."""
         election = self.election
         assert election is not None
-        if self.state in ("closing", "closed", "failed"):
+        if self._is_deaf():
             return
-        led = self.replica.leader is not None or self.state in ("replaying", "leading")
-        if led and (election.state != "leader" or election.epoch != self.replica.epoch):
+        if election.state != "leader":
             self._step_down()
         if election.state == "leader" and self.state == "following":
-            self.state = "replaying"
-            self._led = self._now
-            self._read_on()
+            draft = snapshot.copy(self.metadata)
+            if self._apply(draft, self._tail.records()):
+                self.draft = draft
+                self.state = "leading"
+                self._led = self._now
         self._appoint()
         self._changed()
 
     def _appoint(self) -> None:
         """Hands the replica the role that the election gives."""
         election = self.election
-        assert election is not None
-        if election.leader == self.node and self.state != "leading":
-            return  # not before everything is applied
+        if election is None or self._is_deaf():
+            return
+        leader = None if self._snapshots.installing else election.leader
         if (
             election.leader is None
             and self.replica.epoch == election.epoch
             and self.replica.follower
+            and not self._snapshots.installing
         ):
             return  # the leader is silent, and still the only one whom this epoch can have
-        starts = {node: peer.incarnation for node, peer in self._starts.items()}
-        replicas = {self.node: 0, **dict.fromkeys(self.voters, 0), **starts}
+        seen = self._electorate
+        starts = {node: start.incarnation for node, start in seen.starts.items()}
         self.replica.appoint(
             Appointment(
-                epoch=election.epoch, leader=election.leader, isr=self.voters, replicas=replicas
+                epoch=election.epoch, leader=leader, isr=seen.counted(),
+                replicas={**dict.fromkeys(seen.voters, 0), **starts, self.node: 0},
             ),
             self._now,
-        )
+        )  # fmt: skip
 
     def _step_down(self) -> None:
         """Not the leader any more: what was decided ahead of its commit goes, and those who wait are told."""
-        if self.state not in ("replaying", "leading"):
+        if self.state != "leading":
             return
         self.state = "following"
-        self.draft = None
-        self._ahead.clear()
+        self.draft = self._outgoing = self._handover = None
         self._ready_at = -1
         waiting, self._waiting = self._waiting, deque()
         unknown = NotReady("the controller changed before this was committed", outcome_unknown=True)
@@ -413,9 +669,11 @@ class MetadataPartition:
             on_commit(unknown)
 
     def _resign(self) -> None:
-        """A full disk: somebody else is to lead."""
+        """Somebody else is to lead."""
         assert self.election is not None
         self.election.quorum_lost(self._now)
+
+    # Going on ---
 
     def _settle(self) -> None:
         """Goes on with whatever can: applies, leads, answers. An answer may propose again."""
@@ -426,8 +684,11 @@ class MetadataPartition:
             self._lead()
             while self._apply_next() or self._answer_next():
                 pass
+            self._go_on_leading()
         finally:
             self._settling = False
+        if self.state in ("following", "leading"):
+            self._snapshots.save_if_due(self.metadata, self.applied)
         self._read_on()
 
     def _lead(self) -> None:
@@ -436,53 +697,74 @@ class MetadataPartition:
         if self.state != "leading" or leader is None:
             return
         if self._ready_at < 0:
-            self._append([(0, None, None, ())], self._wall_or_last(), attributes=CONTROL)
+            wall = max(self._wall, self.replica.log.last_append_time, 0)
+            self._outgoing = Outgoing(leader.epoch, self._send_part, self._make_snapshot)
+            self._append([(0, None, None, ())], wall, attributes=CONTROL)
             self._ready_at = self.replica.log.end_offset
             leader.advance()
         leader.committed_batches()
+
+    def _go_on_leading(self) -> None:
+        """Tells what is committed, sends snapshots to those who lack the log, makes room for another leader."""
+        leader = self.replica.leader
+        if self.state != "leading" or leader is None:
+            return
         news = (leader.epoch, leader.high_watermark)
         if news > self._announced:  # whom a decision concerns must not wait for the next heartbeat
             self._announced = news
             leader.announce(self._now)
+        if self._outgoing is not None:
+            self._outgoing.serve(leader.followers, self._now)
+        voters = self.metadata.voters
+        handover = self._handover
+        if handover is not None:
+            follower = leader.followers.get(handover.target)
+            if follower is not None and follower.flushed >= self.replica.log.end_offset:
+                self._ask_to_stand(handover)
+        elif (
+            self._tail.voters is None
+            and voters
+            and voters.get(self.node) != self._electorate.disk_id
+        ):
+            self._retire(leader)
 
-    _wall = 0
+    def _retire(self, leader: Leader) -> None:
+        """This node has no vote any more, as is committed: it leads no more, and somebody else stands at once."""
+        target = self._best_voter(leader)
+        if target is not None:
+            self._peers.send(target, StandNow(epoch=self.replica.epoch), ())
+        self._resign()
 
-    def _wall_or_last(self) -> int:
-        return max(self._wall, self.replica.log.last_append_time, 0)
+    def _best_voter(self, leader: Leader) -> str | None:
+        """The other voter that has most of the log."""
+        others = [
+            (follower.flushed, node)
+            for node, follower in leader.followers.items()
+            if self._electorate.is_voter(node) and follower.begun >= leader.epoch
+        ]
+        return max(others)[1] if others else None
+
+    def _ask_to_stand(self, handover: Handover) -> None:
+        if self._now - handover.asked_at >= STAND_RESEND_MS:
+            handover.asked_at = self._now
+            self._peers.send(handover.target, StandNow(epoch=self.replica.epoch), ())
+
+    def _make_snapshot(self) -> tuple[int, bytes]:
+        epoch = self._snapshots.epoch_before(self.applied)
+        return self.applied, snapshot.seal(self.metadata, self.applied, epoch)
+
+    def _send_part(self, node: str, part: SnapshotPart, data: Buffer) -> None:
+        self._peers.send(node, part, [data] if len(data) else [])
 
     def _apply_next(self) -> bool:
         """Applies a batch that is committed."""
-        if not self._ahead or self._ahead[0][0] > self.committed:
+        entry = self._tail.take(self.committed)
+        if entry is None or not self._apply(self.metadata, entry.records):
             return False
-        end, records = self._ahead.popleft()
-        if not self._apply(self.metadata, records):
-            return False
-        self.applied = end
+        self.applied = entry.end
+        self._snapshots.applied(entry.size)
         self._changed()
         return True
-
-    def _answer_next(self) -> bool:
-        """Answers a decision that `metadata` shows."""
-        if not self._waiting or self._waiting[0][0] > self.applied:
-            return False
-        self._waiting.popleft()[1](None)
-        self._changed()
-        return True
-
-    def _read_on(self) -> None:
-        """Reads what may be applied: what is committed, or everything where this node is about to lead."""
-        log = self.replica.log
-        if self.state not in ("following", "replaying") or self._reading or log.state != "open":
-            return
-        if self._read < self._limit():
-            self._reading = True
-            log.read(self, self._read, READ_BYTES, self._limit())
-        elif self.state == "replaying" and self._read == log.end_offset:
-            draft = snapshot.copy(self.metadata)
-            if self._apply(draft, [record for _, records in self._ahead for record in records]):
-                self.draft = draft
-                self.state = "leading"
-                self._appoint()
 
     def _apply(self, state: Metadata, records: Sequence[MetadataRecord]) -> bool:
         """Whether all of them could be applied; this node stops where not."""
@@ -494,30 +776,42 @@ class MetadataPartition:
             return False
         return True
 
-    @property
-    def _read(self) -> int:
-        """All below it is applied, or read to be applied."""
-        return self._ahead[-1][0] if self._ahead else self.applied
+    def _answer_next(self) -> bool:
+        """Answers a decision that `metadata` shows."""
+        if not self._waiting or self._waiting[0][0] > self.applied:
+            return False
+        self._waiting.popleft()[1](None)
+        self._changed()
+        return True
 
-    def _limit(self) -> int:
-        flushed = self.replica.log.flushed_offset
-        return flushed if self.state == "replaying" else min(self.committed, flushed)
+    def _read_on(self) -> None:
+        """Reads the log that was there at the start, to its end."""
+        log = self.replica.log
+        if self.state != "reading" or self._reading or log.state != "open":
+            return
+        if self._tail.end < log.flushed_offset:
+            self._reading = True
+            log.read(self, self._tail.end, READ_BYTES, log.flushed_offset)
+        else:
+            self._take_part()
 
     def _read_done(self, read: ReadDone) -> None:
         self._reading = False
         if read.error is not None:
-            if not isinstance(read.error, NotReady):
+            if isinstance(read.error, DataDamaged):
+                self._fail(
+                    DataFolderError(
+                        f"the metadata log is damaged ({read.error}): what this node has promised to keep is lost; "
+                        "start it on an empty folder, and replace the voter if it was one"
+                    )
+                )
+            elif not isinstance(read.error, NotReady):
                 self._fail(read.error)
             return
         try:
             for at, header in iter_batches(read.chunk):
-                if header.base_offset != self._read or header.next_offset > self._limit():
-                    continue  # read before this node stepped down
-                records: list[MetadataRecord] = []
-                if not header.is_control:
-                    rows = decode_records(read.chunk, at, header)
-                    records = [decode(row[2]) for row in rows if row is not None]
-                self._ahead.append((header.next_offset, records))
+                if header.base_offset >= self._tail.end:
+                    self._add(read.chunk, at, header)
         except ZBrokerError as error:
             self._fail(error)
 
@@ -532,8 +826,9 @@ class MetadataPartition:
     # The election's surroundings ---
 
     def send(self, node: str, message: VoteRequest | Vote) -> None:
-        """Sends to a voter."""
-        self._peers.send(node, message, ())
+        """Sends to a voter; who is on another disk than the voter's is not asked."""
+        if not isinstance(message, VoteRequest) or self._electorate.is_voter(node):
+            self._peers.send(node, message, ())
 
     def save(self, ballot: Ballot) -> None:
         """Saves the ballot, in the order of its changes."""
@@ -541,9 +836,8 @@ class MetadataPartition:
 
     def log_position(self) -> tuple[int, int]:
         """See `Surroundings`."""
-        log = self.replica.log
-        end = log.flushed_offset
-        return log.epoch_at(end - 1), end
+        end = self.replica.log.flushed_offset
+        return self._snapshots.epoch_before(end), end
 
     def random(self) -> float:
         """See `Surroundings`."""

@@ -110,6 +110,21 @@ class NodeDrained(msgspec.Struct, tag_field="kind", tag="node_drained", frozen=T
     drained: bool
 
 
+class VotersChanged(msgspec.Struct, tag_field="kind", tag="voters_changed", frozen=True):
+    """Who votes from now on, disk ids by node name: one more than before, or one less.
+
+    It is in force for a node as soon as it is in that node's log, committed or not.
+    """
+
+    voters: dict[str, str]
+
+
+class VoterReplacing(msgspec.Struct, tag_field="kind", tag="voter_replacing", frozen=True):
+    """A node votes again once its disk, whichever it is then, has caught up; None: nobody is waited for any more."""
+
+    node: str | None
+
+
 class ProducerIdsGranted(msgspec.Struct, tag_field="kind", tag="producer_ids_granted", frozen=True):
     """A block of producer ids, for one node to hand out."""
 
@@ -129,6 +144,8 @@ MetadataRecord = (
     | IsrChanged
     | ReplicasChanged
     | NodeDrained
+    | VotersChanged
+    | VoterReplacing
     | ProducerIdsGranted
 )
 

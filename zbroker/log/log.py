@@ -191,6 +191,7 @@ class Log:
         # What waits for its turn.
         self._moves: deque[tuple[Any, int]] = deque()
         self._truncation: tuple[Any, int] | None = None
+        self._restart_epoch = -1
         self._close_wanted = False
         self._reads.reset()
 
@@ -727,8 +728,11 @@ class Log:
         self._reads.invalidate()
         self._proceed()
 
-    def restart(self, token: Any, offset: int) -> None:
+    def restart(self, token: Any, offset: int, epoch: int = -1) -> None:
         """Discards everything, and begins anew at an offset beyond the end: a copy that was away for too long.
+
+        Args:
+            epoch: of the record before the offset, where that is known.
 
         Ends in `Truncated` once that is on disk; nothing may be appended until then.
         """
@@ -736,6 +740,7 @@ class Log:
         assert self._truncation is None, "a truncation is under way"
         assert offset > self.end_offset, (offset, self.end_offset)
         self._truncation = (token, offset)
+        self._restart_epoch = epoch
         self._reads.invalidate()
         self._proceed()
 
@@ -748,6 +753,7 @@ class Log:
                 offset=offset,
                 segments=[segment.base for segment in self.segments],
                 snapshots=list(self._snapshots),
+                epoch=self._restart_epoch,
                 settings=self.settings,
             )
             return
@@ -847,6 +853,14 @@ class Log:
     def epoch_at(self, offset: int) -> int:
         """The leader epoch of the record at an offset, -1 where there is none."""
         return self._epochs.epoch_at(offset) if 0 <= offset < self.end_offset else -1
+
+    def know_epoch(self, offset: int, epoch: int) -> None:
+        """The epoch of the record at an offset, known otherwise: where the log itself does not reach so far back."""
+        assert self._writing is None, "before anything is appended"
+        if epoch >= 0 and self.epoch_at(offset) < 0 <= offset:
+            self._epochs.observe(epoch, offset)
+            self._epoch_count = len(self._epochs.entries)
+            self._epochs_unsaved = True
 
     def end_of_epoch(self, epoch: int) -> tuple[int, int]:
         """The largest epoch at or below one, and the offset at which it ends (KIP-101, KIP-320)."""

@@ -291,10 +291,12 @@ class Restart(Request):
 
     Attributes:
         segments, snapshots: the base offsets, and the offsets, of the files to remove.
+        epoch: of the record before the offset, -1 where it is not known.
     """
 
     token: Any
     offset: int
+    epoch: int
     segments: list[int]
     snapshots: list[int]
     settings: LogSettings
@@ -314,7 +316,7 @@ class Restart(Request):
         for offset in self.snapshots:
             _remove(files, names.path(self.owner, offset, names.PRODUCERS))
         envelope.flush_folder(files, self.owner)
-        table = EpochTable()
+        table = EpochTable([(self.epoch, self.offset - 1)] if self.epoch >= 0 else [])
         save(files, self.owner, names.EPOCHS, table.encode())
         expiry = self.settings.producer_expiry
         return Cut(self.offset, [], table, True, ProducerTable(expiry), -1, [])

@@ -2,9 +2,10 @@
 
 `messages` is what clients speak; this is what peers speak, and no client needs to read it. A message is
 `[envelope][head][batch]…`: the envelope says who speaks to whom in which incarnation, the head is one MessagePack map
-whose `op` says which message it is, and only `append` carries batches.
+whose `op` says which message it is. Only `append` carries batches; `snapshot_part` has its bytes in their place.
 
-Lanes: `append` of data partitions and their batches travel on the data lane, all else on the control lane.
+Lanes: `append` of data partitions with their batches, and parts of snapshots, travel on the data lane, all else on the
+control lane.
 
 The metadata partition is named by an empty topic id. Offsets, epochs and times are as in `messages`.
 """
@@ -114,12 +115,14 @@ class VoteRequest(PeerMessage, tag="vote_request"):
         last_epoch: epoch of the candidate's last record, -1 where it has none.
         end: the candidate's log end offset.
         pre: a pre-vote: binds nobody, and nobody remembers it.
+        handover: the leader itself asked the candidate to stand: it is not protected any more.
     """
 
     epoch: int
     last_epoch: int = -1
     end: int = 0
     pre: bool = False
+    handover: bool = False
 
 
 class Vote(PeerMessage, tag="vote"):
@@ -128,6 +131,52 @@ class Vote(PeerMessage, tag="vote"):
     epoch: int
     granted: bool = False
     pre: bool = False
+
+
+class StandNow(PeerMessage, tag="stand_now"):
+    """The leader, about to go, asks a voter that has its whole log to stand for election at once."""
+
+    epoch: int
+
+
+# Snapshots of the metadata ---
+
+
+class SnapshotPart(PeerMessage, tag="snapshot_part", kw_only=True):
+    """The metadata leader to a node whose log ends before the leader's begins: a part of a snapshot, in one frame.
+
+    Parts are sent in order, each once the one before it was answered; one without bytes asks how far the other is.
+
+    Attributes:
+        epoch: the leader's epoch.
+        session: number of the transfer within the epoch; a later one ends those before it.
+        offset: the snapshot has all below it.
+        position: where in the snapshot's bytes the part begins.
+        total: how many bytes the snapshot has.
+    """
+
+    epoch: int
+    session: int
+    offset: int
+    position: int
+    total: int
+
+
+class SnapshotTaken(PeerMessage, tag="snapshot_taken", kw_only=True):
+    """The answer.
+
+    Attributes:
+        epoch, session: of the part that is answered.
+        position: how many bytes are there, without a gap.
+        installed: all below the snapshot's offset is known here, on disk: appends may go on from there.
+        log_epoch: a newer epoch that is known here, -1 where the leader's is the newest.
+    """
+
+    epoch: int
+    session: int
+    position: int = 0
+    installed: bool = False
+    log_epoch: int = -1
 
 
 # Replication ---
@@ -310,7 +359,20 @@ class Decided(PeerMessage, tag="decided"):
     outcome_unknown: bool = False
 
 
-Peer = Greeting | Form | Gone | VoteRequest | Vote | Append | Appended | Forward | Decided
+Peer = (
+    Greeting
+    | Form
+    | Gone
+    | VoteRequest
+    | Vote
+    | StandNow
+    | SnapshotPart
+    | SnapshotTaken
+    | Append
+    | Appended
+    | Forward
+    | Decided
+)
 """Every message between nodes."""
 
 encode = msgspec.msgpack.Encoder().encode

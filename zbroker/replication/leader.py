@@ -24,6 +24,8 @@ any        `full`                          waiting    probes again after `FULL_M
 any        `rebuild`                       waiting    out of the ISR with it; then a probe that allows the rebuild
 any        `stale`                         any        `deposed` is set: the owner waits for the metadata that say so
 any        a new incarnation               probing    a new session, from the start
+any        the logs agree before the       waiting    `lacks` is set: the owner sends a snapshot, then calls `resume`
+           leader's begins (metadata only)
 ========== =============================== ========== =================================================================
 
 The high watermark moves to the offset that every member of ISR and pending ISR has (or a majority of the voters), as
@@ -283,7 +285,8 @@ class Leader:
                 follower.caught_up_at = now
             silent = now - max(follower.heard_at, follower.sent_at)
             if follower.state == "waiting":
-                if now >= follower.retry_at and not (follower.rebuilding and self._counts(node)):
+                waits = follower.lacks or (follower.rebuilding and self._counts(node))
+                if now >= follower.retry_at and not waits:
                     self._begin_session(node, follower.next)
             elif follower.state == "probing":
                 if now - follower.sent_at >= RESEND_MS:
@@ -304,7 +307,11 @@ class Leader:
         for node, follower in self.followers.items():
             if follower.state == "streaming" and follower.sent_at < now:
                 self._send_append(node, follower, [], follower.next)
-            elif follower.state != "streaming" and now - follower.sent_at >= REMIND_MS:
+            elif (
+                follower.state != "streaming"
+                and not follower.lacks
+                and now - follower.sent_at >= REMIND_MS
+            ):
                 self._begin_session(node, follower.next)
 
     def announce(self, now: int) -> None:
@@ -355,7 +362,23 @@ class Leader:
         follower.reading = False
         self._probe(node, follower, base)
 
+    def resume(self, node: str, offset: int, now: int) -> None:
+        """A follower has everything below an offset, by other ways than its log."""
+        self._now = max(self._now, now)
+        self._begin_session(node, offset)
+
+    def answered(self, node: str, now: int) -> None:
+        """A follower was heard, in its present start, by other ways than its acknowledgements."""
+        self._now = max(self._now, now)
+        follower = self.followers[node]
+        follower.heard_at = self._now
+        follower.answered = True
+
     def _probe(self, node: str, follower: Progress, base: int) -> None:
+        follower.lacks = self.settings.quorum and base < self.log.first_offset
+        if follower.lacks:
+            follower.state = "waiting"
+            return
         follower.next = max(min(base, self.log.end_offset), self.log.first_offset)
         self._send_append(node, follower, [], follower.next, probe=True)
 
@@ -469,9 +492,10 @@ class Leader:
         message = Append(
             topic_id=settings.topic_id, partition=settings.partition, epoch=self.epoch,
             session=follower.session, base=base, prev_epoch=log.epoch_at(base - 1), probe=probe,
-            begins=probe and base == log.first_offset,
+            begins=probe and base == (0 if settings.quorum else log.first_offset),
             rebuild=probe and follower.rebuilding and not self._counts(node),
-            high_watermark=self.high_watermark, log_start=log.start_offset, metadata=self._metadata,
+            high_watermark=self.high_watermark, metadata=self._metadata,
+            log_start=0 if settings.quorum else log.start_offset,  # each has snapshots of its own
             epochs=log.epochs_between(base, following), position=follower.sent, stamp=self._stamp,
         )  # fmt: skip
         follower.next = following

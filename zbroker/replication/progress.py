@@ -32,6 +32,7 @@ class Progress(msgspec.Struct):
         answered: it was heard at all, in this start.
         retry_at: when a waiting follower is tried again. `gap_at`: when it last missed something.
         full: its disk is full. `rebuilding`: it has to discard what counts as committed, once it is out of the ISR.
+        lacks: its log ends before the leader's begins: it needs what only a snapshot has.
         caught_up_at: when it last had all that the leader had.
     """
 
@@ -56,6 +57,7 @@ class Progress(msgspec.Struct):
     gap_at: int = -1000
     full: bool = False
     rebuilding: bool = False
+    lacks: bool = False
     caught_up_at: int = 0
     end_when_heard: int = -1
 

@@ -200,6 +200,12 @@ class Replica:
         others = {node: at for node, at in self.appointment.replicas.items() if node != me}
         self.leader.set_followers(others, self._now)
 
+    def know_committed(self, offset: int) -> None:
+        """All below an offset is committed, as is known otherwise than by a leader's word; before it has a role."""
+        assert self.leader is None
+        assert self.follower is None
+        self._high_watermark = max(self._high_watermark, offset)
+
     # Records ---
 
     def append(self, batch: Buffer, header: BatchHeader) -> None:
