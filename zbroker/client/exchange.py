@@ -213,7 +213,7 @@ class Backoff:
     def __init__(
         self,
         random: Callable[[], float],
-        first: float = 0.01,
+        first: float = 0.005,
         most: float = 1.0,
         growth: float = 1.25,
     ) -> None:
