@@ -170,9 +170,10 @@ def aside(message: messages.Request, node: messages.Node) -> Task:
 def cluster() -> Flow[ClusterDescription]:
     """The cluster, with what each node says of itself."""
     reply = yield from metadata(None)
-    outcomes = yield [aside(messages.Status(), node) for node in reply.nodes]
+    known_nodes = sorted(reply.nodes, key=lambda node: node.name)
+    outcomes = yield [aside(messages.Status(), node) for node in known_nodes]
     nodes = []
-    for node, outcome in zip(reply.nodes, outcomes, strict=True):
+    for node, outcome in zip(known_nodes, outcomes, strict=True):
         known: dict[str, Any] = {}
         if isinstance(outcome, messages.StatusReply):
             known = {

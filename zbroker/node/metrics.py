@@ -46,6 +46,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     epoch: int
     metadata_applied: int
     peers: dict[str, bool]
+    leaderless: int
+    nodes_down: int
 
 
 def take_snapshot(broker: Broker, sockets: Sockets, links: Links) -> Snapshot:
@@ -59,6 +61,7 @@ def take_snapshot(broker: Broker, sockets: Sockets, links: Links) -> Snapshot:
         for kept in broker.partitions.values()
         for number, partition in kept.items()
     ]  # fmt: skip
+    metadata = broker.metadata
     return Snapshot(
         node=broker.settings.node, state=broker.state, clients=sockets.client_count(),
         subscriptions=sockets.subscription_count(), partitions=tuple(partitions),
@@ -67,6 +70,8 @@ def take_snapshot(broker: Broker, sockets: Sockets, links: Links) -> Snapshot:
         metadata_applied=broker.quorum.applied,
         peers={name: peer.linked for name, peer in sorted(broker.mesh.peers.items())},
         disk_full=any(partition.log.full for kept in broker.partitions.values() for partition in kept.values()),
+        leaderless=sum(state.leader is None for topic in metadata.topics.values() for state in topic.partitions),
+        nodes_down=sum(not metadata.is_up(node) for node in metadata.nodes),
     )  # fmt: skip
 
 
@@ -110,6 +115,15 @@ def families(snapshot: Snapshot) -> Iterator[Any]:
         "zbroker_metadata_applied", "metadata offset below which all is applied",
         value=snapshot.metadata_applied,
     )  # fmt: skip
+    yield GaugeMetricFamily(
+        "zbroker_leaderless_partitions", "partitions of the cluster that nobody leads",
+        value=snapshot.leaderless,
+    )  # fmt: skip
+    yield GaugeMetricFamily(
+        "zbroker_nodes_down",
+        "nodes of the cluster that are taken for dead",
+        value=snapshot.nodes_down,
+    )
     linked = GaugeMetricFamily(
         "zbroker_peer_linked", "1 while the peer is linked", labels=("peer",)
     )

@@ -164,7 +164,9 @@ class NodeProcess:
 
     def spawn(self) -> NodeProcess:
         """Starts the process, and does not wait: a cluster forms only once several nodes are there."""
-        assert self._process is None, "the node runs already"
+        assert not self.running, "the node runs already"
+        if self._process is not None:
+            self._ended()
         self._log_begins = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
