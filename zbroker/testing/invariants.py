@@ -427,7 +427,7 @@ class Invariants(Watch):
         elif isinstance(message, FetchReply):
             folder = partition_folder(message.topic_id, message.partition)
             self._check_served(process, folder, message.high_watermark, body, "serves")
-            if message.next > self.ledger(folder).end:
+            if message.next > max(self.ledger(folder).end, message.base):
                 raise InvariantBroken(
                     f"14: {process.name} serves {folder} up to {message.next}, and all below "
                     f"{self.ledger(folder).end} is committed"

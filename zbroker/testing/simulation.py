@@ -125,7 +125,9 @@ class Simulation:
         cluster.form()
         self.admin = SimulatedAdmin("admin", cluster)
         self._make_topic("a", partitions=rng.choice((1, 2, 3)))
-        if rng.random() < 0.6:
+        if self.profile.churn:
+            self._make_topic("b", partitions=1)
+        elif rng.random() < 0.6:
             fsync = rng.choice(("always", "always", "interval", "never"))
             insync = rng.randint(1, min(2, len(cluster.names)))
             self._make_topic("b", partitions=1, fsync=fsync, min_insync=insync)
@@ -172,6 +174,11 @@ class Simulation:
             self._missing,
         )
         self.prober.probing = False
+        self.topics = {
+            name: count
+            for name, count in self.topics.items()
+            if self.invariants.metadata.topic_named(name)
+        }
         last = []
         for producer in self.producers:
             producer.sending = False
@@ -317,9 +324,6 @@ class Simulation:
             else:
                 self._delete_records(later)
 
-        self.topics.pop("b", None)
-        for producer in self.producers:
-            producer.topics = {"a": self.topics["a"], "b": 1}
         later()
 
     def _ask_for_topic(self, number: int, then: Callable[[], None]) -> None:
