@@ -122,13 +122,24 @@ class Workload:
 
     # What was seen ---
 
-    def acknowledged(self) -> int:
-        """How many records have been acknowledged."""
-        return sum(send.outcome == "ok" for send in self.history.sends)
+    @property
+    def producer_names(self) -> list[str]:
+        """The producers, in the order in which they were added."""
+        return [thread.name for thread in self._producers]
 
-    def wait_for_more(self, count: int = 50, timeout: float = 30.0) -> None:
-        """Waits until so many more records of each producer are acknowledged that were sent from now on."""
+    def acknowledged(self, since: float, of: str) -> int:
+        """How many records of a producer have been acknowledged after a moment."""
+        return sum(
+            send.outcome == "ok" and send.ended > since and send.client == of
+            for send in self.history.sends
+        )
+
+    def wait_for_more(
+        self, count: int = 50, timeout: float = 30.0, of: list[str] | None = None
+    ) -> None:
+        """Waits until so many records of each producer, or of some, that were sent from now on are acknowledged."""
         began = monotonic()
+        names = self.producer_names if of is None else of
 
         def there() -> bool:
             assert not self.trouble, self.trouble
@@ -138,7 +149,7 @@ class Workload:
                     break
                 if send.outcome == "ok":
                     fresh[send.client] = fresh.get(send.client, 0) + 1
-            return len(fresh) == len(self._producers) and min(fresh.values()) >= count
+            return all(fresh.get(name, 0) >= count for name in names)
 
         wait_for(there, timeout, f"{count} more acknowledged records of each producer")
 
