@@ -29,7 +29,7 @@ from typing import Any, Literal
 from zbroker.broker.admin import AdminDesk
 from zbroker.broker.control import Answer, ControllerDesk
 from zbroker.broker.keeper import Keeper
-from zbroker.broker.mesh import Mesh
+from zbroker.broker.mesh import Mesh, MetadataLanes
 from zbroker.broker.partition import Partition
 from zbroker.broker.petitions import Petitions
 from zbroker.broker.ports import (
@@ -96,6 +96,9 @@ from zbroker.protocol.peers import (
     Greeting,
     Leave,
     Register,
+    SnapshotPart,
+    SnapshotTaken,
+    StandNow,
     Vote,
     VoteRequest,
 )
@@ -106,6 +109,8 @@ TICK_MS = 100
 SECOND = 1000
 WAITING_MS = 5000
 """How often a node that waits for others to start says for what."""
+HAND_OVER_MS = 500
+"""How long a controller that leaves waits for another to be elected."""
 LEAVE_MS = 2000
 """How long each step of leaving waits for the controller."""
 
@@ -141,7 +146,7 @@ class Broker:
             report=report, changed=self._partition_changed,
         )  # fmt: skip
         self.quorum = MetadataPartition(
-            settings.node, (), disk_id=settings.disk_id, storage=storage, peers=self.mesh,
+            settings.node, (), disk_id=settings.disk_id, storage=storage, peers=MetadataLanes(self.mesh),
             random=random, settings=ElectionSettings(settings.session_timeout),
             changed=lambda: None,
         )  # fmt: skip
@@ -161,7 +166,9 @@ class Broker:
         """The metadata have this start registered and up: partitions are opened and appointed."""
         self._refollow: dict[str, None] = {}
         """Topics that could not be followed when they changed."""
+        self._state = self.quorum.metadata
         self._seen: tuple[int, str | None, bool] = (-1, None, False)
+        self._hand_over_by: int | None = None
         self._leaving: Literal["", "asked", "left"] = ""
         self._started_at = self._now = self._wall = 0
         self._next_tick = self._next_beacon = self._next_second = self._next_word = 0
@@ -318,6 +325,12 @@ class Broker:
                 self.quorum.on_vote_request(sender, message, now)
             case Vote():
                 self.quorum.on_vote(sender, message, now)
+            case StandNow():
+                self.quorum.on_stand_now(sender, message, now)
+            case SnapshotPart():
+                self.quorum.on_snapshot_part(sender, message, batches, now)
+            case SnapshotTaken():
+                self.quorum.on_snapshot_taken(sender, incarnation, message, now)
             case Greeting():
                 self.formation.on_greeting(sender, self.mesh.peers[sender].cluster, message)
             case Form():
@@ -475,6 +488,13 @@ class Broker:
         self.control.on_metadata(self._now, self._wall)
         self._register_if_needed()
         metadata = self.metadata
+        if (
+            metadata is not self._state
+        ):  # another one, out of a snapshot: it does not say what it changed
+            self._state = metadata
+            metadata.touched.update(dict.fromkeys(metadata.topics))
+            metadata.nodes_touched = True
+            self.keeper.set_aside(metadata, self._now)
         names: list[str] = []
         if self._following:
             touched = {**self._refollow, **metadata.touched}
@@ -559,13 +579,18 @@ class Broker:
         if self.state == "stopping" and self._leaving == "left":
             self.state = "closing"
             self.keeper.stop(self.keeper, self._now)
-            if self.quorum.ready:
-                self.quorum.hand_over(self._now)
         if self.state == "closing" and self.keeper.closed:
             if self.quorum.state in ("closed", "failed") or self.formation.identity is None:
                 self.state = "stopped"
-            elif self.quorum.state != "closing":
+            elif self.quorum.state != "closing" and self._controller_is_elsewhere():
                 self.quorum.close()
+
+    def _controller_is_elsewhere(self) -> bool:
+        """Hands the metadata's leadership on before this node leaves; does not wait for long."""
+        if self._hand_over_by is None:
+            handing = self.quorum.hand_over(self._now)
+            self._hand_over_by = self._now + HAND_OVER_MS if handing else self._now
+        return self.quorum.leader != self.settings.node or self._now >= self._hand_over_by
 
     def _left(self, _: Answer) -> None:
         self._leaving = "left"

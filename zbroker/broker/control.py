@@ -12,6 +12,7 @@ Evidence of death, either is enough:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,14 +20,15 @@ import msgspec
 
 from zbroker.broker.mesh import Mesh
 from zbroker.broker.ports import BrokerSettings, FreshId, Report
-from zbroker.cluster import controller, membership, moves
+from zbroker.cluster import controller, membership, moves, voters
 from zbroker.cluster.formation import Identity
 from zbroker.cluster.metadata import Metadata
 from zbroker.cluster.quorum import MetadataPartition
 from zbroker.cluster.records import MetadataRecord, TopicAltered, TopicCreated
-from zbroker.errors import InvalidRequest, InvalidSetting, NotReady, ZBrokerError
+from zbroker.errors import InvalidSetting, NotReady, ZBrokerError
 from zbroker.protocol.messages import (
     AlterTopic,
+    ChangeVoters,
     CreateTopic,
     DeleteTopic,
     DrainNode,
@@ -97,6 +99,7 @@ class ControllerDesk:
             DeleteTopic: self._delete_topic,
             MovePartitions: self._move_partitions,
             DrainNode: self._drain_node,
+            ChangeVoters: self._change_voters,
         }
 
     # Requests ---
@@ -113,10 +116,7 @@ class ControllerDesk:
         result: dict[str, Any] = {}
         refusal: ZBrokerError | None = None
         try:
-            handler = self._handlers.get(type(request))
-            if handler is None:
-                raise InvalidRequest("this version does not do that yet")
-            records, result = handler(draft, node, request)
+            records, result = self._handlers[type(request)](draft, node, request)
         except ZBrokerError as error:
             refusal = error
 
@@ -124,11 +124,17 @@ class ControllerDesk:
             answer(Answer(end, result, refusal if error is None else error))
 
         end = metadata.replica.log.end_offset + len(records)
-        metadata.propose(records, committed, wall)
+        try:
+            metadata.propose(records, committed, wall)
+        except NotReady as error:  # two changes of the voters do not overlap
+            answer(Answer(0, error=error))
 
     def _propose(self, records: Sequence[MetadataRecord]) -> None:
         if records:
-            self._metadata.propose(records, lambda _: None, self._wall)
+            with contextlib.suppress(
+                NotReady
+            ):  # tried again with the next tick, where it is still wanted
+                self._metadata.propose(records, lambda _: None, self._wall)
 
     # Evidence and time ---
 
@@ -167,6 +173,7 @@ class ControllerDesk:
             return
         self._fence_silent()
         self._propose(moves.finish_moves(metadata.draft))
+        self._propose(voters.continue_voters(metadata.draft, metadata.disks, metadata.caught_up))
         if now >= self._prefer_at:
             self._prefer_at = now + PREFER_MS
             self._propose(membership.prefer(metadata.draft))
@@ -276,6 +283,14 @@ class ControllerDesk:
 
     def _drain_node(self, draft: Metadata, _: str, request: DrainNode) -> Decision:
         return moves.drain_node(draft, request.node, undo=request.undo), {}
+
+    def _change_voters(self, draft: Metadata, _: str, request: ChangeVoters) -> Decision:
+        metadata = self._metadata
+        records = voters.change_voters(
+            draft, node=request.node, action=request.action, disks=metadata.disks,
+            caught_up=metadata.caught_up,
+        )  # fmt: skip
+        return records, {}
 
     def _check_fits(self, records: Sequence[MetadataRecord]) -> None:
         """That the batches of a topic fit into the frames that nodes take."""

@@ -116,6 +116,14 @@ class Keeper:
                 partition.alter(topic.settings)
             partition.appoint(appointment(metadata, state, applied), state.version, now)
 
+    def set_aside(self, metadata: Metadata, now: int) -> None:
+        """Closes what the metadata do not mention, and leaves its files: only a deletion that is applied deletes."""
+        for topic_id in [each for each in self.kept if each not in metadata.topics]:
+            for partition in self.kept.pop(topic_id).values():
+                self._report("set_aside", partition=partition.name, folder=partition.log.folder)
+                partition.stop(now)
+                self._look_at(partition)
+
     def _open(self, topic: TopicState, number: int, now: int) -> Partition:
         settings, mesh = self._settings, self._mesh
 
@@ -262,6 +270,8 @@ class Keeper:
         """A partition changed: what follows from that for the node."""
         if partition.life == "failed":
             self.error = self.error or partition.error
+        elif partition.life == "closed" and self.find(partition.topic_id, partition.number) is None:
+            self._owners.pop(partition.log.folder, None)
         elif partition.life == "deleted":
             self._owners.pop(partition.log.folder, None)
             self._remove(partition.log.folder)

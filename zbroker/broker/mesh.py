@@ -31,7 +31,7 @@ from zbroker.errors import ZBrokerError
 from zbroker.protocol import peers
 from zbroker.protocol.batch import Buffer
 from zbroker.protocol.frames import Frame
-from zbroker.protocol.peers import Envelope, Form, Greeting, Peer
+from zbroker.protocol.peers import Envelope, Form, Greeting, Peer, SnapshotPart
 
 GREET_MS = 100
 LINKED_GREET_MS = 2000
@@ -63,6 +63,19 @@ class PeerState(msgspec.Struct):
     def linked(self) -> bool:
         """Whether both know each other's start."""
         return self.incarnation != 0 and self.knows
+
+
+class MetadataLanes:
+    """How the metadata partition reaches the peers: snapshots on the data lane, all else on the control lane."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    def send(self, node: str, message: Peer, batches: Sequence[Buffer]) -> None:
+        """Sends to a peer; may be lost."""
+        self._mesh.send(
+            node, message, batches, "data" if isinstance(message, SnapshotPart) else "control"
+        )
 
 
 class Mesh:

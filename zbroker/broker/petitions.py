@@ -42,6 +42,7 @@ class _Petition(msgspec.Struct):
     asked_at: int = -1_000_000
     asked: str | None = None
     answer: Answer | None = None
+    not_yet: str = ""
 
 
 class Petitions:
@@ -101,10 +102,8 @@ class Petitions:
         for petition in list(self._open.values()):
             if petition.deadline is not None and now >= petition.deadline:
                 del self._open[petition.number]
-                petition.done(Answer(0, error=NotReady(
-                    "the controller did not answer in time; it may have carried the request out",
-                    outcome_unknown=True,
-                )))  # fmt: skip
+                why = petition.not_yet or "the controller did not answer in time"
+                petition.done(Answer(0, error=NotReady(why, outcome_unknown=True)))
             elif petition.answer is None and now - petition.asked_at >= AGAIN_MS:
                 self._send(petition)
 
@@ -140,6 +139,7 @@ class Petitions:
             return
         if isinstance(answer.error, NotReady):
             petition.asked = None
+            petition.not_yet = str(answer.error)
             return  # asked again when its time comes
         petition.answer = answer
         if answer.end <= self._metadata.applied:

@@ -35,6 +35,10 @@ SENTENCES: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "this node was taken for dead ({reason}) and leads nothing; it registers again",
     ),
+    "set_aside": (
+        logging.WARNING,
+        "{partition} was deleted while this node was away; its files are left in {folder}",
+    ),
     "stopping": (logging.INFO, "stopping in order ({signal}); once more stops at once"),
     "stopped": (logging.INFO, "stopped: everything is on disk"),
     "stop_timed_out": (
