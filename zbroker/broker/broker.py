@@ -147,7 +147,7 @@ class Broker:
         )  # fmt: skip
         self.quorum = MetadataPartition(
             settings.node, (), disk_id=settings.disk_id, storage=storage, peers=MetadataLanes(self.mesh),
-            random=random, settings=ElectionSettings(settings.session_timeout),
+            random=random, settings=ElectionSettings(settings.election_timeout),
             changed=lambda: None,
         )  # fmt: skip
         self.control = ControllerDesk(

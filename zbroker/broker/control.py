@@ -7,7 +7,8 @@ go by what is not committed yet. Never acts on a decision: whoever is concerned 
 Evidence of death, either is enough:
 
 - gone: a majority of the voters, this node among them or not, says that the node's own port refuses its connects;
-- silent: this node has led for a session timeout, and has not heard the other for one.
+- silent: this node has led for a session timeout, and has not heard the other for one. The controller before it needs
+  less: a majority had not heard it for an election timeout when it voted for another.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class ControllerDesk:
         self._fresh_id = fresh_id
         self._report = report
         self._ready_since: int | None = None
+        self._before: str | None = None
+        """Who was the controller before this node."""
         self._gone: dict[str, dict[str, tuple[int, int]]] = {}
         """Who says that a node is gone: by node and by who says so, its start and when that was said."""
         self._prefer_at = 0
@@ -151,6 +154,8 @@ class ControllerDesk:
         metadata = self._metadata
         if not metadata.ready or metadata.draft is None:
             self._ready_since = None
+            if metadata.leader not in (None, self._settings.node):
+                self._before = metadata.leader
             return
         if self._ready_since is None:
             self._ready_since = now
@@ -205,6 +210,8 @@ class ControllerDesk:
                 continue
             heard = metadata.heard(node)
             since = self._ready_since if heard is None else max(heard, self._ready_since)
+            if heard is None and node == self._before:
+                since -= self._settings.election_timeout
             if self._now - since > timeout:
                 self._fence(draft, node, "silent")
 

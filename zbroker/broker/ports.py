@@ -86,6 +86,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The other nodes of the configuration."""
     session_timeout: int = 1000
     """Silence after which a node is taken for dead."""
+
     host: str
     port: int
     rack: str | None = None
@@ -107,3 +108,8 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Longest that a request may wait."""
     beacon_interval: int = 500
     software: str = "zbroker"
+
+    @property
+    def election_timeout(self) -> int:
+        """Silence of the controller after which another stands: a part of a session, the rest is for fencing it."""
+        return self.session_timeout * 6 // 10

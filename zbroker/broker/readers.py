@@ -119,6 +119,8 @@ class Readers:
         """That the log has, or will have next, the offset, and that what the reader read before it still stands."""
         partition = self._partition
         log, high_watermark = partition.log, partition.high_watermark
+        if epoch >= 0 and offset > log.start_offset:
+            self._check_epoch(offset, epoch)
         if not log.start_offset <= offset <= log.end_offset:
             if high_watermark > log.start_offset:
                 there = f"holds offsets {log.start_offset} to {high_watermark - 1}"
@@ -129,8 +131,11 @@ class Readers:
                 start=log.start_offset,
                 end=high_watermark,
             )
-        if epoch < 0 or offset <= log.start_offset:
-            return
+
+    def _check_epoch(self, offset: int, epoch: int) -> None:
+        """That the record before the offset is of the epoch still: asked first, for another history has another end."""
+        partition = self._partition
+        log = partition.log
         if epoch > partition.epoch:
             raise StaleEpoch(
                 f"{partition.name} is at leader epoch {partition.epoch} here, and the reader has "

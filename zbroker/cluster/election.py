@@ -56,7 +56,7 @@ class ElectionSettings(msgspec.Struct, frozen=True):
 
     Attributes:
         timeout: silence after which a voter takes its leader for gone, and within which it protects it. Each wait is
-            this long and up to as much again, at random.
+            this long and up to half as long again, at random.
     """
 
     timeout: int = 1000
@@ -386,4 +386,4 @@ class Election:
     def _pause(self) -> int:
         if self._ballot.epoch < 0 and self.voters[:1] == [self.node]:
             return FIRST_MS  # a cluster that nobody has led yet: the first in line need not wait for anybody
-        return self._settings.timeout + int(self._settings.timeout * self._around.random())
+        return self._settings.timeout + int(self._settings.timeout * self._around.random() / 2)
