@@ -119,6 +119,8 @@ class Mesh:
         if peer is None or not peer.linked:
             self.counters["not_linked"] += 1
             return
+        if isinstance(message, peers.SnapshotPart):
+            lane = "data"  # no heartbeat waits behind a snapshot
         self._links.send(node, lane, [self._envelope(node, peer), peers.encode(message), *batches])
 
     def _envelope(self, node: str, peer: PeerState) -> bytes:
