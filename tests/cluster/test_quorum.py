@@ -235,3 +235,61 @@ def test_when_each_was_heard() -> None:
     world.nodes[silent].start()
     assert heard(silent) is None, "not in this start"
     assert world.nodes[other].partition.heard(silent) is None, "only the leader hears everyone"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_leadership_is_handed_on(seed: int) -> None:
+    world = World(seed)
+    world.run(4 * TIMEOUT)
+    old = world.controller
+    assert old is not None
+    assert world.propose(old)
+    epoch = old.partition.replica.epoch
+    assert old.partition.hand_over(world.now)
+    assert not old.partition.ready, "nothing is decided meanwhile"
+    world.run(50, step_ms=5)
+    assert world.controller not in (None, old)
+    assert old.partition.replica.epoch == epoch + 1
+    world.run(500)
+    assert world.acknowledged == {0}
+    world.check_healed()
+
+
+def test_a_leadership_that_nobody_takes_is_kept() -> None:
+    world = World(1)
+    world.run(4 * TIMEOUT)
+    old = world.controller
+    assert old is not None
+    assert old.partition.hand_over(world.now)
+    assert old.partition._handover is not None
+    world.nodes[old.partition._handover.target].frozen = True
+    world.run(TIMEOUT + 100)
+    assert old.partition.ready
+    assert world.controller is old
+
+
+def test_who_votes_alone_has_nobody_to_hand_over_to() -> None:
+    world = World(1, voters=1, learners=1)
+    world.run(1000)
+    assert world.controller is not None
+    assert not world.controller.partition.hand_over(world.now)
+    assert world.controller.partition.ready
+    assert not world.nodes["v1"].partition.hand_over(world.now), (
+        "who does not lead has nothing to hand over"
+    )
+
+
+def test_a_full_disk_costs_no_vote_for_ever() -> None:
+    world = World(1)
+    world.run(4 * TIMEOUT)
+    old = world.controller
+    assert old is not None
+    for node in world.nodes.values():
+        node.disk.budget = node.disk.used
+    old.stop(power=False)
+    world.run(4 * TIMEOUT)
+    assert all(node.partition.error is None for node in world.nodes.values())
+    for node in world.nodes.values():
+        node.disk.budget = None
+    world.run(6 * TIMEOUT)
+    assert world.controller is not None
