@@ -84,25 +84,40 @@ def _live_consumer(servers: str, records: int, out: Queue[float | str]) -> None:
         out.put(time.perf_counter())
 
 
-def consume_live(servers: str, value_bytes: int, records: int) -> float:
-    """Records a second from the first `send_many` until a live consumer in another process has them all."""
+def consume_live(servers: str, value_bytes: int, records: int, *, lists: bool) -> float:
+    """Records a second from the first of a producer until a live consumer in another process has them all.
+
+    Args:
+        lists: the producer sends lists of them, not one by one.
+    """
     out: Any = multiprocessing.get_context("spawn").Queue()
     reader = multiprocessing.get_context("spawn").Process(
         target=_live_consumer, args=(servers, records // CHUNK * CHUNK, out)
     )
+    records -= records % CHUNK
     values = [os.urandom(value_bytes)] * CHUNK
     with Producer(servers) as producer:
         reader.start()
         assert out.get(timeout=20) == "ready"
+        send = producer.send
         start = time.perf_counter()
         for _ in range(records // CHUNK):
-            producer.send_many(TOPIC, values)
+            if lists:
+                producer.send_many(TOPIC, values)
+                continue
+            for value in values:
+                send(TOPIC, value)
         producer.flush()
         produced = time.perf_counter() - start
         end: float = out.get(timeout=60)
     reader.join()
-    print(f"    (produced at {records / produced:,.0f} records/s meanwhile)", flush=True)
-    return records // CHUNK * CHUNK / (end - start)
+    consumed = end - start
+    print(
+        f"    (produced at {records / produced:,.0f} records/s meanwhile; the consumer had all "
+        f"{max(0.0, consumed - produced) * 1000:,.0f} ms after the last acknowledgement)",
+        flush=True,
+    )
+    return records / consumed
 
 
 def on_a_node(fsync: str, measure: Callable[[str], float]) -> float:
@@ -132,9 +147,10 @@ def cases(records: int) -> dict[str, Callable[[], float]]:
             return consume_stored(servers, n // CHUNK * CHUNK)
 
         found[f"stored {size}"] = lambda measure=stored: on_a_node("never", measure)
-        found[f"live {size}"] = lambda s=size, n=count: on_a_node(
-            "never", lambda servers: consume_live(servers, s, n)
-        )
+        for name, lists in (("live_send", False), ("live", True)):
+            found[f"{name} {size}"] = lambda s=size, n=count, lists=lists: on_a_node(
+                "never", lambda servers: consume_live(servers, s, n, lists=lists)
+            )
     return found
 
 

@@ -161,7 +161,9 @@ def _readable(problem: str) -> str:
     sentence, _, place = problem.partition(" - at ")
     for name, plain in _WORDS.items():
         sentence = sentence.replace(name, plain)
-    sentence = (sentence[:1].lower() + sentence[1:]).replace("`", "'")
+    if not sentence.startswith("JSON"):
+        sentence = sentence[:1].lower() + sentence[1:]
+    sentence = sentence.replace("`", "'")
     field = place.strip("`$.")
     return f"{field}: {sentence}" if field else sentence
 
