@@ -152,7 +152,7 @@ def test_json_by_hand(line: str, found: InputRecord) -> None:
     ("line", "problem"),
     [
         ("", "empty line"),
-        ("hello", "is not JSON"),
+        ("hello", "is not JSON (JSON is malformed"),
         ("[1]", "expected an object, found a list"),
         ('{"value": "v"', "is not JSON"),
         ("{}", "the field 'value' is missing"),

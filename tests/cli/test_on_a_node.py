@@ -311,7 +311,19 @@ def test_a_port_in_use(tmp_path: Path) -> None:
         taken.listen()
         status, said = start(node.config)
     assert status == 1
-    assert f"127.0.0.1:{node.port}" in said
+    assert (
+        f"127.0.0.1:{node.port} cannot be bound: Address already in use; stop what uses it" in said
+    )
+
+
+def test_the_http_port_in_use_is_advised_on_once(tmp_path: Path) -> None:
+    node = NodeProcess(tmp_path, http=True)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", node.http_port or 0))
+        taken.listen()
+        status, said = start(node.config)
+    assert status == 1
+    assert said.endswith("change `http:` or stop what uses it")
 
 
 @pytest.mark.parametrize("change", ["newer", "damaged", "other node", "a file", "unwritable"])

@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from fakebroker import FakeBroker
 from rawclient import RawClient
 
 import zbroker
@@ -24,13 +25,15 @@ from zbroker import (
     BufferFull,
     ClientClosed,
     Consumer,
+    NotReady,
     Producer,
     Record,
     RecordMetadata,
     UnknownTopic,
+    UnsupportedVersion,
     ZBrokerError,
 )
-from zbroker.protocol.messages import DeleteTopic
+from zbroker.protocol.messages import DeleteTopic, Hello
 from zbroker.testing.nodes import NodeProcess, free_ports
 
 
@@ -72,6 +75,21 @@ def test_a_program_that_ends_without_closing(topic: NodeProcess) -> None:
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=30)
     assert [record.value for record in read_all(topic.servers)] == [b"kept"]
+
+
+@pytest.mark.parametrize("passing", [True, False], ids=["not ready", "for good"])
+def test_what_a_node_says_to_the_hello_is_a_warning_only_where_it_stays_so(
+    passing: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = NotReady("the node is starting") if passing else UnsupportedVersion("too new")
+
+    def refuse(_broker: FakeBroker, request: object, _body: object) -> object:
+        return error if isinstance(request, Hello) else None
+
+    with FakeBroker({"sales": 1}, refuse) as broker, Producer(broker.server) as producer:
+        assert producer.send("sales", b"v").result(30).offset == 0
+    refusals = [record for record in caplog.records if "refuses" in record.message]
+    assert bool(refusals) != passing
 
 
 def test_constructors_touch_no_network(nowhere: str) -> None:
