@@ -169,6 +169,8 @@ class Broker:
         self._state = self.quorum.metadata
         self._seen: tuple[int, str | None, bool] = (-1, None, False)
         self._hand_over_by: int | None = None
+        self._handed = False
+        """Others lead what they can, as far as anybody answers: the node may go on with stopping."""
         self._leaving: Literal["", "asked", "left"] = ""
         self._started_at = self._now = self._wall = 0
         self._next_tick = self._next_beacon = self._next_second = self._next_word = 0
@@ -560,15 +562,15 @@ class Broker:
     # Stopping ---
 
     def _handed_over(self, _: Answer) -> None:
-        """Others lead what they can; the rest is finished here, and then this node says that it stops."""
-        if self.state == "leaving":
-            self.state = "stopping"
-            self.keeper.stop([each for each in self.keeper if each.leads], self._now)
+        """The metadata say so; the partitions here are yet to follow them."""
+        self._handed = True
 
     def _go_on_stopping(self) -> None:
+        """Called when the partitions have followed the metadata: what is led here still, nobody else can lead."""
         nobody = all(peer.gone for peer in self.mesh.peers.values())
-        if self.state == "leaving" and nobody:
-            self._handed_over(Answer(0))
+        if self.state == "leaving" and (self._handed or nobody):
+            self.state = "stopping"
+            self.keeper.stop([each for each in self.keeper if each.leads], self._now)
         if self.state == "stopping" and nobody and self._leaving == "asked":
             self._leaving = "left"
         finished = all(each.life != "stopping" for each in self.keeper)
