@@ -8,6 +8,7 @@ from zbroker.errors import ZBrokerError
 from zbroker.protocol.messages import Metadata, MetadataReply
 from zbroker.testing.clients import SimulatedProducer
 from zbroker.testing.cluster import SimulatedCluster
+from zbroker.testing.timeline import MS
 
 
 def test_a_replica_that_was_away_while_another_was_appointed_follows_again() -> None:
@@ -95,7 +96,8 @@ def test_a_controller_that_stops_lets_go_of_what_it_has_handed_over() -> None:
     assert controller is not None
     leaders = {topic.partitions[0].leader for topic in mesh.invariants.metadata.topics.values()}
     assert controller.name in leaders
-    SimulatedProducer("p", mesh.cluster, mesh.history, dict.fromkeys(names, 1))
+    for name in names:  # something always waits for its commit
+        SimulatedProducer(name, mesh.cluster, mesh.history, {name: 1}, pace=(MS // 2, MS))
     mesh.cluster.run(1)
     stopped = mesh.cluster.now
     controller.stop()
