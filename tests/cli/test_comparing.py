@@ -12,7 +12,9 @@ from click.testing import CliRunner, Result
 
 from zbroker import Admin, Producer
 from zbroker.cli.root import cli
-from zbroker.protocol.batch import iter_batches
+from zbroker.cluster import records, snapshot
+from zbroker.cluster.metadata import Metadata
+from zbroker.protocol.batch import decode_records, iter_batches
 from zbroker.testing.nodes import running_node
 
 
@@ -137,6 +139,32 @@ def test_different_partitions_on_purpose(stopped: Path) -> None:
     result = verify(segment(stopped, 0).parent, segment(stopped, 1).parent)
     assert result.exit_code == 1
     assert ": different at offset 0" in result.stdout
+
+
+def test_names_are_found_in_a_snapshot_of_the_metadata(twins: tuple[Path, Path]) -> None:
+    """A cluster that has run for long keeps a snapshot in place of its log's beginning."""
+    a, _ = twins
+    assert "left alone" not in verify(a).stdout
+    metadata = Metadata()
+    for segment in (a / "metadata").glob("*.log"):
+        data = segment.read_bytes()
+        for at, header in iter_batches(data):
+            if not header.is_control:
+                for row in decode_records(data, at, header):
+                    assert row is not None
+                    metadata.apply(records.decode(row[2]))
+        segment.unlink()
+    kept = a / "metadata" / snapshot.NAME
+    kept.write_bytes(snapshot.seal(metadata, 9, 1))
+    (a / "metadata" / "checkpoint").unlink()
+    result = verify(a)
+    assert result.exit_code == 0, result.stderr
+    assert "sales/0: ok: " in result.stdout
+    assert "left alone" not in result.stdout
+    kept.write_bytes(kept.read_bytes()[:-1])
+    result = verify(a)
+    assert result.exit_code == 1
+    assert "metadata/snapshot is damaged" in result.stdout
 
 
 def test_a_path_that_is_not_there(stopped: Path, tmp_path: Path) -> None:

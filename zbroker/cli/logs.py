@@ -126,9 +126,17 @@ def _listed(names: list[str]) -> str:
 
 def _verified(place: Place) -> Report:
     """A partition's report; for a segment alone, of that segment."""
+    from zbroker.cli.offline import COMPANIONS, snapshot_of
+    from zbroker.errors import ZBrokerError
     from zbroker.log.inspect import verify_folder
 
     report = verify_folder(place.files, place.folder)
+    if place.is_metadata:
+        report.others = [name for name in report.others if name not in COMPANIONS]
+        try:
+            snapshot_of(place)
+        except ZBrokerError as error:
+            report.problems.append(str(error))
     if place.segment is None:
         return report
     segment = place.segment

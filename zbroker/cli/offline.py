@@ -6,6 +6,7 @@ writes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from zbroker.errors import DataFolderError, UnsupportedVersion, ZBrokerError
 
 if TYPE_CHECKING:
+    from zbroker.cluster.metadata import Metadata
     from zbroker.log.storage import Files
+
+METADATA = "metadata"
+"""The folder of the metadata log."""
+COMPANIONS = frozenset({"ballot", "cluster", "snapshot", "incoming"})
+"""What stands beside the metadata log and is not the log's."""
 
 LEVELS_UP = 4
 """How far above a segment its data folder is looked for."""
@@ -42,6 +49,11 @@ class Place(NamedTuple):
         from zbroker.node.files import RealFiles
 
         return RealFiles(str(self.root), descriptors=8)
+
+    @property
+    def is_metadata(self) -> bool:
+        """Whether it is a node's metadata log."""
+        return self.folder == METADATA and (self.root / "node.json").is_file()
 
     def segments(self) -> list[str]:
         """The segments' paths, under the root, in order."""
@@ -92,15 +104,34 @@ def copies(found: Sequence[tuple[Path, Sequence[Place]]]) -> list[list[tuple[Pat
     return [same for same in kept.values() if len(same) > 1]
 
 
+def snapshot_of(place: Place) -> Metadata:
+    """The state that a metadata folder's snapshot holds; an empty one where there is none.
+
+    Raises:
+        DataDamaged, UnsupportedVersion: it cannot be read.
+    """
+    from zbroker.cluster import snapshot
+    from zbroker.cluster.metadata import Metadata
+
+    path = f"{place.folder}/{snapshot.NAME}"
+    size = place.files.size(path)
+    if size < 0:
+        return Metadata()
+    return snapshot.unseal(place.files.read(path, 0, size), path)[1]
+
+
 def topic_names(data: Path) -> dict[str, str]:
-    """Topics' names by id, from a data folder's metadata log; as many as can be read."""
+    """Topics' names by id, from a data folder's metadata: their snapshot and their log, as much as can be read."""
     from zbroker.cluster.records import TopicCreated, decode
     from zbroker.log.inspect import Damage, scan_segment
     from zbroker.protocol.batch import decode_records
 
-    place = Place(data, "metadata")
+    place = Place(data, METADATA)
     files = place.files
     topics: dict[str, str] = {}
+    with contextlib.suppress(ZBrokerError):
+        known = snapshot_of(place)
+        topics.update((topic.topic_id, topic.name) for topic in known.topics.values())
     for segment in place.segments():
         for found in scan_segment(files, segment):
             if isinstance(found, Damage) or not found.payload_intact or found.header.is_control:
