@@ -111,6 +111,7 @@ class Invariants(Watch):
         self.checks: dict[str, int] = {}
         self._applied = -1
         self._seen: dict[tuple[str, int, str], tuple[int, int, tuple[str, ...]]] = {}
+        self._votes: dict[tuple[str, int, int], str] = {}
         self._produces: dict[tuple[str, int, bytes, int], str] = {}
 
     def ledger(self, folder: str) -> Ledger:
@@ -394,6 +395,12 @@ class Invariants(Watch):
 
     def _check_ballot(self, process: Process, epoch: int, candidate: str) -> None:
         self._count("16 ballots")
+        voter = (process.name, process.machine.disks, epoch)
+        before = self._votes.setdefault(voter, candidate)
+        if before != candidate:
+            raise InvariantBroken(
+                f"16: {process.name} voted for {before} in epoch {epoch}, and votes for {candidate} now"
+            )
         path = f"{FOLDER}/{NAME}"
         data = process.machine.disk.on_disk(path)
         body = None if data is None else envelope.unseal(MAGIC, data, path)

@@ -1,0 +1,223 @@
+"""Classic mistakes, each made in the running core: the simulation, or a directed test, has to notice.
+
+A mistake that nobody notices means that a promise is not checked. Each is a patch of one method, for one test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from zbroker.broker.partition import Partition
+from zbroker.cluster import membership
+from zbroker.cluster.ballot import Ballot, LoadBallot, SaveBallot
+from zbroker.cluster.election import Election
+from zbroker.log.log import Log
+from zbroker.log.producers import ProducerTable
+from zbroker.log.requests import Write
+from zbroker.replication import leader as leader_module
+from zbroker.replication.follower import Follower
+from zbroker.replication.leader import Leader
+from zbroker.testing.simulation import simulate
+
+Patch = pytest.MonkeyPatch
+
+
+def forget_votes(patch: Patch) -> None:
+    """A vote is not on disk before it is spoken of: a restart may vote again."""
+    patch.setattr(SaveBallot, "run", lambda self, _files: self.ballot)
+
+
+def forget_votes_at_start(patch: Patch) -> None:
+    """The ballot is kept, and not looked at when a voter starts."""
+    patch.setattr(LoadBallot, "run", lambda _self, _files: Ballot())
+
+
+def vote_for_anyone(patch: Patch) -> None:
+    """A vote goes to whoever asks, whatever its log has (Raft, section 5.4.1)."""
+    patch.setattr(Election, "_is_complete", lambda _self, _request: True)
+
+
+def commit_without_majority(patch: Patch) -> None:
+    """One voter's disk is enough."""
+    patch.setattr(leader_module, "majority_offset", lambda offsets, _voters: max(offsets.values()))
+
+
+def commit_without_the_slowest(patch: Patch) -> None:
+    """The high watermark follows the fastest in-sync replica, not the slowest."""
+    patch.setattr(leader_module, "in_sync_offset", lambda offsets, _members: max(offsets.values()))
+
+
+def count_before_the_epoch(patch: Patch) -> None:
+    """A replica counts before it has acknowledged the beginning of the epoch (KIP-320)."""
+    real = Leader._committed
+
+    def committed(self: Leader) -> int:
+        for follower in self.followers.values():
+            follower.begun = max(follower.begun, self.epoch)
+            follower.written = follower.flushed = max(follower.flushed, follower.next)
+        return real(self)
+
+    patch.setattr(Leader, "_committed", committed)
+
+
+def commit_past_what_matched(patch: Patch) -> None:
+    """What was sent counts as if it had arrived."""
+    real = Leader._note
+
+    def note(self: Leader, node: str, follower: Any, answer: Any) -> None:
+        real(self, node, follower, answer)
+        follower.written = follower.flushed = self.log.end_offset
+
+    patch.setattr(Leader, "_note", note)
+
+
+def ignore_pending(patch: Patch) -> None:
+    """Who is about to join the ISR does not count yet: the controller may appoint it all the same."""
+    real = Leader.isr_to_propose
+
+    def propose(self: Leader, *args: Any) -> Any:
+        wanted = real(self, *args)
+        self.pending = set()
+        return wanted
+
+    patch.setattr(Leader, "isr_to_propose", propose)
+
+
+def join_too_early(patch: Patch) -> None:
+    """Anyone who follows joins the ISR, however far behind."""
+    patch.setattr(Leader, "_may_join", lambda _self, follower: follower.state == "streaming")
+
+
+def truncate_what_is_committed(patch: Patch) -> None:
+    """A follower cuts its log to its high watermark, as it was before KIP-101, instead of asking its leader."""
+    real = Follower._on_probe
+
+    def on_probe(self: Follower, message: Any) -> None:
+        if not self._agreed and self.log.end_offset > self.high_watermark >= self.log.first_offset:
+            self._discard(message, self.high_watermark)
+        else:
+            real(self, message)
+
+    patch.setattr(Follower, "_on_probe", on_probe)
+
+
+def serve_what_is_not_committed(patch: Patch) -> None:
+    """Reads go up to the log's end."""
+    patch.setattr(Partition, "high_watermark", property(lambda self: self.log.written_offset))
+
+
+def acknowledge_before_commit(patch: Patch) -> None:
+    """The answer goes out with the leader's own write."""
+    real = Partition._acknowledge
+
+    def acknowledge(self: Partition) -> None:
+        self._committed = max(self._committed, self.log.written_offset)
+        real(self)
+
+    patch.setattr(Partition, "_acknowledge", acknowledge)
+
+
+def acknowledge_before_fsync(patch: Patch) -> None:
+    """Writes count as flushed without a flush."""
+    real = Write.run
+
+    def run(self: Write, files: Any) -> None:
+        kept = self.flush, self.flush_folder
+        self.flush, self.flush_folder = [], False
+        real(self, files)
+        self.flush, self.flush_folder = kept
+
+    patch.setattr(Write, "run", run)
+
+
+def keep_sequences_of_what_was_cut(patch: Patch) -> None:
+    """Truncation forgets the records and not the producers' sequences."""
+    real = Log.on_event
+
+    def on_event(self: Log, completion: Any, now: int) -> Any:
+        before = self.producers
+        event = real(self, completion, now)
+        if type(completion.request).__name__ == "Truncate" and completion.error is None:
+            self.producers = before
+        return event
+
+    patch.setattr(Log, "on_event", on_event)
+
+
+def forget_sequences(patch: Patch) -> None:
+    """No batch is known to be there already."""
+    patch.setattr(ProducerTable, "check", lambda _self, _header: None)
+
+
+def elect_who_is_out_of_sync(patch: Patch) -> None:
+    """Where nobody in sync is up, whoever is up leads (an unclean election that nobody asked for)."""
+    real = membership.fence_node
+
+    def fence(state: Any, node: str, reason: Any) -> Any:
+        records = real(state, node, reason)
+        changed = []
+        for record in records:
+            if type(record).__name__ == "LeaderAppointed" and record.leader is None:
+                partition = state.topics[record.topic_id].partitions[record.partition]
+                up = [each for each in partition.replicas if each != node and state.is_up(each)]
+                if up:
+                    record = type(record)(
+                        topic_id=record.topic_id, partition=record.partition, leader=up[0],
+                        epoch=record.epoch, isr=[up[0]],
+                    )  # fmt: skip
+            changed.append(record)
+        return changed
+
+    patch.setattr(membership, "fence_node", fence)
+
+
+def lead_on_after_a_restart(patch: Patch) -> None:
+    """A leader that starts anew goes on under its old epoch: an offset of it may get another record."""
+    real = membership.register_node
+
+    def register(state: Any, node: str, *args: Any, **kwargs: Any) -> Any:
+        return [
+            record
+            for record in real(state, node, *args, **kwargs)
+            if getattr(record, "leader", None) != node
+        ]
+
+    patch.setattr(membership, "register_node", register)
+
+
+MISTAKES: list[tuple[Callable[[Patch], None], str]] = [
+    (forget_votes, "process"),
+    (vote_for_anyone, "mixed"),
+    (commit_without_majority, "process"),
+    (commit_without_the_slowest, "mixed"),
+    (count_before_the_epoch, "mixed"),
+    (commit_past_what_matched, "process"),
+    (ignore_pending, "mixed"),
+    (join_too_early, "mixed"),
+    (truncate_what_is_committed, "mixed"),
+    (serve_what_is_not_committed, "calm"),
+    (acknowledge_before_commit, "calm"),
+    (acknowledge_before_fsync, "disk"),
+    (forget_sequences, "network"),
+    (elect_who_is_out_of_sync, "process"),
+    (lead_on_after_a_restart, "process"),
+    (forget_votes_at_start, "storm"),
+]
+SEEDS = 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mistake", "profile"), MISTAKES, ids=lambda each: getattr(each, "__name__", each)
+)
+def test_a_mistake_is_noticed(
+    monkeypatch: Patch, mistake: Callable[[Patch], None], profile: str
+) -> None:
+    mistake(monkeypatch)
+    for seed in range(SEEDS):
+        if simulate(seed, profile, nodes=3).problems:
+            return
+    pytest.fail(f"nobody noticed in {SEEDS} seeds: {mistake.__doc__}")
