@@ -59,6 +59,9 @@ class Watch:
     def ended(self, process: Process, how: str) -> None:
         """A process is gone."""
 
+    def power_lost(self, machine: Machine) -> None:
+        """A machine is off; what it had not flushed may be gone."""
+
     def looked(self, process: Process) -> None:
         """A broker was called, and has returned."""
 
@@ -169,6 +172,7 @@ class Machine:
         if self.process is not None:
             self.process.end("power lost")
         self.powered = False
+        self.cluster.watch.power_lost(self)
         self.disk.lose_power()
         self.copies.lose_power()
 

@@ -44,7 +44,7 @@ from zbroker.testing.copies import Copy, Stored, stored
 
 if TYPE_CHECKING:
     from zbroker.replication.leader import Leader
-    from zbroker.testing.cluster import Process, SimulatedCluster
+    from zbroker.testing.cluster import Machine, Process, SimulatedCluster
 
 
 class InvariantBroken(AssertionError):
@@ -196,14 +196,27 @@ class Invariants(Watch):
             return None
         return topic.partitions[int(number)]
 
-    def ended(self, process: Process, how: str) -> None:
+    def ended(self, process: Process, how: str) -> None:  # noqa: ARG002
         """See `Watch`."""
-        for folder, copy in process.machine.copies.by_folder.items():
-            if (how == "power lost" or copy.torn) and self._fsync(folder) != "always":
-                self.ledger(folder).powerless.add(process.name)
+        self._note_lost(
+            process.machine, [copy for copy in self._copies(process.machine) if copy.torn]
+        )
         self._produces = {
             key: found for key, found in self._produces.items() if key[0] != process.name
         }
+
+    def power_lost(self, machine: Machine) -> None:
+        """See `Watch`."""
+        self._note_lost(machine, self._copies(machine))
+
+    def _copies(self, machine: Machine) -> list[Copy]:
+        return list(machine.copies.by_folder.values())
+
+    def _note_lost(self, machine: Machine, copies: list[Copy]) -> None:
+        """Copies may have lost what was only written, where that counts."""
+        for copy in copies:
+            if self._fsync(copy.folder) != "always":
+                self.ledger(copy.folder).powerless.add(machine.name)
 
     def _fsync(self, folder: str) -> str:
         topic = self.metadata.topics.get(folder.split("/")[1]) if folder != FOLDER else None
@@ -405,7 +418,7 @@ class Invariants(Watch):
         data = process.machine.disk.on_disk(path)
         body = None if data is None else envelope.unseal(MAGIC, data, path)
         ballot = Ballot() if body is None else _decode_ballot(body)
-        if ballot != Ballot(epoch, candidate) and ballot.epoch <= epoch:
+        if (ballot.epoch, ballot.voted_for) != (epoch, candidate) and ballot.epoch <= epoch:
             raise InvariantBroken(
                 f"16: {process.name} speaks of its vote for {candidate} in epoch {epoch}, and its disk has {ballot}"
             )

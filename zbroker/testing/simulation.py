@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from zbroker.broker.partition import folder
 from zbroker.errors import ZBrokerError
 from zbroker.protocol import messages
 from zbroker.testing.clients import Prober, SimulatedAdmin, SimulatedConsumer, SimulatedProducer
@@ -175,9 +176,7 @@ class Simulation:
         )
         self.prober.probing = False
         self.topics = {
-            name: count
-            for name, count in self.topics.items()
-            if self.invariants.metadata.topic_named(name)
+            name: count for name, count in self.topics.items() if self._is_worth_waiting_for(name)
         }
         last = []
         for producer in self.producers:
@@ -230,12 +229,27 @@ class Simulation:
                 return f"{name} is not up for {machine.name}"
         for topic in metadata.topics.values():
             for number, state in enumerate(topic.partitions):
-                if state.leader is None or sorted(state.isr) != sorted(state.replicas):
+                whole = state.leader is not None and sorted(state.isr) == sorted(state.replicas)
+                if not whole and not self._is_damaged(topic.topic_id, number):
                     return (
                         f"{topic.name}/{number} has the leader {state.leader} and the ISR {state.isr} of "
                         f"{state.replicas} for {machine.name}"
                     )
         return ""
+
+    def _is_damaged(self, topic_id: str, number: int) -> bool:
+        """Whether a partition that was allowed to lose records has holes where it is led: nobody can fill them."""
+        if not self.invariants.ledger(folder(topic_id, number)).excused:
+            return False
+        kept = [machine.broker.keeper.find(topic_id, number) for machine in self.cluster.up]
+        return any(each is not None and each.leads and each.log.damaged for each in kept)
+
+    def _is_worth_waiting_for(self, name: str) -> bool:
+        """Whether a topic is there, and none of its partitions has holes."""
+        topic = self.invariants.metadata.topic_named(name)
+        return topic is not None and not any(
+            self._is_damaged(topic.topic_id, number) for number in range(len(topic.partitions))
+        )
 
     def _missing(self) -> str:
         wrong = []
@@ -278,8 +292,8 @@ class Simulation:
         return "; ".join(self._unread())
 
     def _judge(self) -> list[str]:
-        for folder, ledger in self.invariants.ledgers.items():
-            partition = folder.partition("/")[2]
+        for path, ledger in self.invariants.ledgers.items():
+            partition = path.partition("/")[2]
             if partition and partition.split("/")[0] not in self.invariants.metadata.topics:
                 self.history.deleted[partition] = 1 << 62
             if ledger.excused:
@@ -294,8 +308,14 @@ class Simulation:
 
     def _differences(self) -> list[str]:
         """What is not equal at rest; a cluster is not at rest at once, as leaderships still go to whom they should."""
+        damaged = [
+            folder(topic.topic_id, number)
+            for topic in self.invariants.metadata.topics.values()
+            for number in range(len(topic.partitions))
+            if self._is_damaged(topic.topic_id, number)
+        ]
         for _ in range(20):
-            found = differences(self.cluster)
+            found = differences(self.cluster, damaged)
             if not found:
                 break
             self.cluster.run(0.5)
