@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from mesh.mesh import Mesh
 
 from zbroker.errors import ZBrokerError
@@ -108,3 +109,26 @@ def test_a_controller_that_stops_lets_go_of_what_it_has_handed_over() -> None:
     sends = [send for send in mesh.history.sends if send.began < mesh.cluster.now - 1]
     assert {send.outcome for send in sends} == {"ok"}
     assert max(send.ended - send.began for send in sends) < 0.5
+
+
+@pytest.mark.parametrize("what", ["metadata", "records"])
+def test_a_follower_that_waits_for_a_probe_is_probed_although_it_is_sent_heartbeats(
+    what: str,
+) -> None:
+    """It missed something and said so, and that answer was lost: it ignores whatever is not a probe."""
+    mesh = Mesh()
+    controller = mesh.controller
+    assert controller is not None
+    machine = next(each for each in mesh.followers if each is not controller)
+    (partition,) = machine.broker.partitions[mesh.topic_id].values()
+    replica = machine.broker.quorum.replica if what == "metadata" else partition.replica
+    assert replica.follower is not None
+    replica.follower.state = "idle"
+    mesh.takes()
+    mesh.admin.create_topic("u")
+    mesh.cluster.run(3)
+    assert replica.follower is not None
+    assert replica.follower.state == "following"
+    assert machine.broker.metadata.topic_named("u") is not None
+    assert machine.broker.metadata.is_up(machine.name)
+    mesh.heal()

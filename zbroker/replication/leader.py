@@ -283,7 +283,7 @@ class Leader:
         for node, follower in self.followers.items():
             if follower.durable(flushed=durable_of) >= self.log.end_offset:
                 follower.caught_up_at = now
-            silent = now - max(follower.heard_at, follower.sent_at)
+            silent = now - max(follower.heard_at, follower.asked_at)
             if follower.state == "waiting":
                 waits = follower.lacks or (follower.rebuilding and self._counts(node))
                 if now >= follower.retry_at and not waits:
@@ -345,7 +345,8 @@ class Leader:
     def _is_unanswered(self, follower: Progress) -> bool:
         durable = follower.durable(flushed=self.settings.flushed)
         begins = follower.begun < self.epoch and follower.next >= self.epoch_start
-        return not follower.reading and (durable < follower.next or begins)
+        ignored = follower.asked_at > follower.heard_at
+        return not follower.reading and (durable < follower.next or begins or ignored)
 
     # Sessions ---
 
@@ -502,6 +503,8 @@ class Leader:
         self.sent_beyond = max(self.sent_beyond, following)
         follower.sent += sum(len(batch) for batch in batches)
         follower.sent_at = self._now
+        if follower.asked_at <= follower.heard_at:
+            follower.asked_at = self._now
         self._send(node, message, batches)
 
     # Committing ---

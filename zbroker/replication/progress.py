@@ -29,6 +29,7 @@ class Progress(msgspec.Struct):
         told: the high watermark that it acknowledged to know.
         stamp: the newest stamp that it echoed.
         sent_at, heard_at: when something was last sent, and last heard; ms, monotonic.
+        asked_at: when the first thing was sent since it was last heard: heartbeats do not hide that none is answered.
         answered: it was heard at all, in this start.
         retry_at: when a waiting follower is tried again. `gap_at`: when it last missed something.
         full: its disk is full. `rebuilding`: it has to discard what counts as committed, once it is out of the ISR.
@@ -51,6 +52,7 @@ class Progress(msgspec.Struct):
     told: int = -1
     stamp: int = 0
     sent_at: int = 0
+    asked_at: int = 0
     heard_at: int = 0
     answered: bool = False
     retry_at: int = 0
