@@ -1,0 +1,125 @@
+"""A follower that was away while gigabytes were written: how quickly it catches up, and who notices.
+
+    python -m bench.catch_up [--gib 2]
+
+Three nodes, default settings. One is killed, the others take the records, and a producer of another topic measures the
+latency of one `acks=all` record at a time, before the follower is back and while it catches up. The disk's own speed is
+measured beside it, by writing as much and flushing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from zbroker import Admin, Producer
+from zbroker.testing.nodes import ClusterProcesses
+
+MIB = 1 << 20
+BULK, LIVE = "bulk", "live"
+PAUSE_S = 0.002
+BEFORE_S = 8.0
+
+
+class Latencies(threading.Thread):
+    """One record at a time, each waited for; milliseconds."""
+
+    def __init__(self, servers: str) -> None:
+        super().__init__()
+        self.servers = servers
+        self.found: list[float] = []
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        with Producer(self.servers, linger_ms=0) as producer:
+            while not self.over.is_set():
+                start = time.perf_counter()
+                producer.send(LIVE, b"x" * 100).result(30)
+                self.found.append((time.perf_counter() - start) * 1000)
+                time.sleep(PAUSE_S)
+
+    def end(self) -> str:
+        """The numbers, in words."""
+        self.over.set()
+        self.join()
+        found = sorted(self.found)
+        return (
+            f"p50 {found[len(found) // 2]:.1f} ms, p99 {found[int(len(found) * 0.99)]:.1f} ms, "
+            f"worst {found[-1]:.1f} ms of {len(found)}"
+        )
+
+
+def disk_speed(folder: Path, size: int) -> float:
+    """MiB a second, written in pieces of 1 MiB and flushed at the end."""
+    piece = os.urandom(MIB)
+    start = time.perf_counter()
+    with (folder / "speed").open("wb") as out:
+        for _ in range(size // MIB):
+            out.write(piece)
+        out.flush()
+        os.fsync(out.fileno())
+    took = time.perf_counter() - start
+    (folder / "speed").unlink()
+    return size / MIB / took
+
+
+def fill(servers: str, size: int) -> float:
+    """MiB a second that a producer brings to two replicas."""
+    values = [os.urandom(1024)] * 1000
+    start = time.perf_counter()
+    with Producer(servers) as producer:
+        for _ in range(size // (1000 * 1024)):
+            producer.send_many(BULK, values)
+        producer.flush()
+    return size / MIB / (time.perf_counter() - start)
+
+
+def measure(folder: Path, size: int) -> None:
+    """The whole, said as it is found."""
+    with ClusterProcesses(folder) as cluster, Admin(cluster.servers) as admin:
+        for topic in (BULK, LIVE):
+            admin.create_topic(topic, partitions=1, retention="forever")
+        cluster.wait_until_healed()
+        leaders = {cluster.leader_of(BULK), cluster.leader_of(LIVE), cluster.controller()}
+        away = next(name for name in reversed(cluster.nodes) if name not in leaders - {None})
+        cluster.kill(away)
+        print(
+            f"{away} is away; written meanwhile at {fill(cluster.servers, size):.0f} MiB/s",
+            flush=True,
+        )
+        before = Latencies(cluster.servers)
+        before.start()
+        time.sleep(BEFORE_S)
+        print(f"live records without it: {before.end()}", flush=True)
+        during = Latencies(cluster.servers)
+        during.start()
+        start = time.perf_counter()
+        cluster.restart(away)
+        cluster.wait_until_healed(600)
+        took = time.perf_counter() - start
+        said = during.end()
+        print(
+            f"caught up in {took:.1f} s: {size / MIB / took:.0f} MiB/s, from its start on",
+            flush=True,
+        )
+        print(f"live records meanwhile: {said}", flush=True)
+    print(f"the disk alone: {disk_speed(folder, size):.0f} MiB/s", flush=True)
+
+
+def main() -> None:
+    """Measures in a temporary folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gib", type=float, default=2.0)
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), int(told.gib * (1 << 30)))
+
+
+if __name__ == "__main__":
+    main()
