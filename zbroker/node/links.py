@@ -151,6 +151,14 @@ class Links:
 
     # Peers ---
 
+    def pull(self, lane: Lane) -> zmq.Socket[bytes]:
+        """Where a lane's messages arrive. `reopen` renews it."""
+        return self._pulls[lane]
+
+    def fileno(self) -> int:
+        """Readable when `events` may have something."""
+        return self._selector.fileno()
+
     def sockets(self) -> list[zmq.Socket[bytes] | int]:
         """What the reactor polls for reading: both lanes, and one descriptor for all else. `reopen` renews them."""
         return [*self._pulls.values(), self._selector.fileno()]

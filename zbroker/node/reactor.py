@@ -15,12 +15,13 @@ import zmq
 from zbroker.broker.broker import Broker
 from zbroker.node.links import Links
 from zbroker.node.memory import MemoryGuard
+from zbroker.node.outgoing import Lane
 from zbroker.node.sockets import Sockets
 from zbroker.node.storage import ThreadedStorage
 
 REQUESTS_A_TURN = 64
-CONTROL_A_TURN = 256
-DATA_A_TURN = 32
+A_TURN: dict[Lane, int] = {"control": 256, "data": 32}
+"""Messages of peers, by lane."""
 SUBSCRIPTIONS_A_TURN = 256
 TICK_MS = 100
 
@@ -55,7 +56,6 @@ class Reactor:
         self._wake_fd = wake_fd
         self._on_tick = on_tick
         self._memory = memory
-        self._of_peers: set[zmq.Socket[bytes] | int] = set()
 
     def run(self, *, stop_timeout_ms: int) -> None:
         """Turns until the broker has stopped or failed, or stopping took longer than it may."""
@@ -70,8 +70,12 @@ class Reactor:
             now = monotonic_ms()
             for completion in storage.completions():
                 broker.on_event(completion, now)
-            if not self._of_peers.isdisjoint(ready):
-                self._hear_peers(now)
+            if links.fileno() in ready:
+                self._look_at_links(now)
+            for lane, most in A_TURN.items():
+                if links.pull(lane) in ready:
+                    for frames in links.received(lane, most):
+                        broker.on_peer(frames, now, wall_ms())
             if sockets.router in ready:
                 wall = wall_ms()
                 for client, frames in sockets.requests(REQUESTS_A_TURN, now):
@@ -83,11 +87,11 @@ class Reactor:
                 broker.on_tick(now, wall_ms())
             if links.due is not None and now >= links.due:
                 links.on_tick(now)
-                self._hear_peers(now)
+                self._look_at_links(now)
             if now >= next_tick:
                 next_tick = now + TICK_MS
                 links.on_tick(now)
-                self._hear_peers(now)
+                self._look_at_links(now)
                 broker.on_tick(now, wall_ms())
                 self._on_tick()
                 if self._memory.is_exceeded():
@@ -110,22 +114,16 @@ class Reactor:
                 next_tick = due
         return next_tick
 
-    def _hear_peers(self, now: int) -> None:
-        """What other nodes say, and what the links to them show."""
-        broker, links = self._broker, self._links
-        for node, event in links.events(now):
-            broker.on_link(node, event, now)
-        for frames in links.received("control", CONTROL_A_TURN):
-            broker.on_peer(frames, now, wall_ms())
-        for frames in links.received("data", DATA_A_TURN):
-            broker.on_peer(frames, now, wall_ms())
+    def _look_at_links(self, now: int) -> None:
+        """What the links to other nodes show."""
+        for node, event in self._links.events(now):
+            self._broker.on_link(node, event, now)
 
     def _new_poller(self) -> zmq.Poller:
         poller = zmq.Poller()
         poller.register(self._sockets.router, zmq.POLLIN)
         poller.register(self._sockets.xpub, zmq.POLLIN)
-        self._of_peers = set(self._links.sockets())
-        for socket in self._of_peers:
+        for socket in self._links.sockets():
             poller.register(socket, zmq.POLLIN)
         poller.register(self._storage.fileno(), zmq.POLLIN)
         poller.register(self._wake_fd, zmq.POLLIN)
