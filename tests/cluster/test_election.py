@@ -294,3 +294,15 @@ def test_one_ballot_at_a_time_is_on_its_way() -> None:
     assert around.saving == [Ballot(3)]
     around.saved()
     assert election.epoch == 5
+
+
+def test_a_ballot_that_found_no_room_is_saved_later() -> None:
+    election, around = voter()
+    election.on_newer_epoch(3, 1)
+    assert around.saving.pop() == Ballot(3)
+    election.on_not_saved()
+    assert not around.saving
+    election.on_tick(2)
+    assert around.saving == [Ballot(3)]
+    around.saved()
+    assert election.on_leader("b", 3, 3)

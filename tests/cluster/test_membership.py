@@ -135,6 +135,8 @@ def test_what_only_a_lost_disk_has_waits_for_it() -> None:
     for start, disk in ((5, "new"), (6, "new"), (2, "newer"), (7, "new")):
         register(state, "a", start, disk)
         assert (shown(partition), partition.disk) == ((None, "a"), "disk-a")
+    register(state, "c", 2)
+    assert shown(partition) == (None, "a"), "it is up, with nothing"
     apply(state, membership.fence_node(state, "a", "gone"))
     register(state, "b", 2)
     assert shown(partition) == (None, "a")

@@ -365,8 +365,6 @@ class MetadataPartition:
             return
         if election.on_leader(sender, message.epoch, now) or message.epoch < election.epoch:
             self._appoint()
-            if self._snapshots.installing:
-                return
             end = self.replica.log.end_offset
             self.replica.on_append(sender, message, batches, now)
             if self.replica.log.end_offset > end:

@@ -126,9 +126,8 @@ class Snapshots:
             self.offset, self.epoch = kept.offset, kept.epoch
             log.know_epoch(kept.offset - 1, kept.epoch)
         elif found.damaged:
-            self._bytes = (
-                self._settings.bytes_max
-            )  # the log has everything: it is written anew as soon as can be
+            # The log has everything: the snapshot is written anew as soon as can be.
+            self._bytes = self._settings.bytes_max
         return kept
 
     def epoch_before(self, offset: int) -> int:
