@@ -5,50 +5,26 @@ Where this machine has no package index, data of the same shape are made from a 
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import threading
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 
 from zbroker import Admin
 from zbroker.testing.nodes import NodeProcess, wait_for
+from zbroker.testing.real_data import as_input, packages
 
 pytestmark = pytest.mark.slow
 
-LISTS = Path("/var/lib/apt/lists")
-APT_HELPER = Path("/usr/lib/apt/apt-helper")
-STANZAS_MIN = 20_000
 KILLS = 5
-
-
-def package_index() -> bytes:
-    """The largest `Packages` list that `apt-get update` left here, or one made up."""
-    found = sorted(LISTS.glob("*_Packages*"), key=lambda path: path.stat().st_size)
-    if found and APT_HELPER.exists():
-        done = subprocess.run(
-            [APT_HELPER, "cat-file", found[-1]], capture_output=True, check=False, timeout=60
-        )
-        if done.returncode == 0 and done.stdout.count(b"\n\n") >= STANZAS_MIN:
-            return done.stdout
-    rng = random.Random(1)
-    return b"\n\n".join(
-        f"Package: package-{rng.randrange(12_000)}\nVersion: {number}\n"
-        f"Description: caf\u00e9 {'x' * rng.randrange(1500)}\nSHA256: {rng.getrandbits(256):064x}".encode()
-        for number in range(2 * STANZAS_MIN)
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def records() -> list[tuple[bytes, bytes]]:
     """Stanzas, each under its package's name."""
-    stanzas = [stanza for stanza in package_index().split(b"\n\n") if stanza.strip()]
-    assert len(stanzas) >= STANZAS_MIN
-    assert not any(b"\0" in stanza for stanza in stanzas)
-    return [(stanza.split(b"\n", 1)[0].removeprefix(b"Package: "), stanza) for stanza in stanzas]
+    return packages()
 
 
 def command(node: NodeProcess, *arguments: str) -> list[str]:
@@ -61,10 +37,6 @@ def run(node: NodeProcess, *arguments: str, stdin: bytes = b"") -> bytes:
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
-
-
-def as_input(records: list[tuple[bytes, bytes]]) -> bytes:
-    return b"".join(key + b"\t" + value + b"\0" for key, value in records)
 
 
 def check_all_came_back(node: NodeProcess, records: list[tuple[bytes, bytes]]) -> None:
