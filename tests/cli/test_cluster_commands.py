@@ -216,10 +216,14 @@ def test_draining(cluster: ScriptedCluster) -> None:
 def test_voters(cluster: ScriptedCluster) -> None:
     line = said(cluster, "cluster", "replace-voter", "node2")
     assert line == "node2 votes with its new disk; voters are node1, node2, node3"
+    cluster.voters.remove("node2")  # as long as it catches up
+    line = said(cluster, "cluster", "replace-voter", "node2")
+    assert line == "node2 votes as soon as its new disk has caught up; voters are node1, node3"
+    cluster.voters.insert(1, "node2")
     assert said(cluster, "cluster", "add-voter", "node3").startswith("node3 votes; ")
     line = said(cluster, "cluster", "remove-voter", "node1")
     assert line == "node1 votes no more; voters are node2, node3"
-    assert [one.action for one in cluster.changes] == ["replace", "add", "remove"]
+    assert [one.action for one in cluster.changes] == ["replace", "replace", "add", "remove"]
 
 
 # Moving ---

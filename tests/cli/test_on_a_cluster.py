@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,41 @@ def test_who_is_missing_is_named(cluster: ClusterProcesses) -> None:
     cluster.restart(other)
     cluster.wait_until_healed()
     assert "under-replicated  0 partitions\n" in well(cluster, "cluster", "status")
+
+
+def test_a_voter_is_replaced_and_voters_change(tmp_path: Path) -> None:
+    with ClusterProcesses(tmp_path, 4) as cluster:
+        cluster.admin.create_topic("sales", partitions=4)
+        cluster.wait_until_healed()
+        with Producer(cluster.servers) as producer:
+            producer.send_many("sales", [b"%d" % number for number in range(1000)]).result(20)
+
+        def voters() -> list[str]:
+            return [node.name for node in cluster.admin.cluster().nodes if node.voter]
+
+        assert voters() == ["node1", "node2", "node3"]
+        lost = cluster.nodes["node2"]
+        lost.kill()
+        shutil.rmtree(lost.data)
+        lost.spawn()
+        wait_for(lambda: "`zbroker cluster replace-voter node2`" in lost.said(), 20, "it to wait")
+        assert "node2 votes" in well(cluster, "cluster", "replace-voter", "node2")
+        lost.wait_until_serving()
+        cluster.wait_until_healed()
+        wait_for(lambda: voters() == ["node1", "node2", "node3"], 20, "it to vote again")
+
+        assert "node4 votes; voters are node1, node2, node3, node4" in well(
+            cluster, "cluster", "add-voter", "node4"
+        )
+        said = well(cluster, "cluster", "remove-voter", "node1")
+        assert "node1 votes no more; voters are node2, node3, node4" in said
+        wait_for(lambda: voters() == ["node2", "node3", "node4"], 20, "node1 to be none")
+        cluster.kill("node1")
+        wait_for(cluster.controller, 20, "a controller")
+        with Consumer(cluster.servers, "sales", start="earliest", until_end=True) as consumer:
+            assert len(list(consumer)) == 1000
+        cluster.restart("node1")
+        cluster.wait_until_healed()
 
 
 def test_all_replicas_are_equal_when_all_have_stopped(tmp_path: Path) -> None:

@@ -201,8 +201,8 @@ def remove_voter(node: str, servers: str, timeout: float) -> None:
 def replace_voter(node: str, servers: str, timeout: float) -> None:
     """Accept that a voter has a new disk, as after its machine was lost.
 
-    Start the node on an empty data folder first: until then it does not vote. Never do this to a voter whose old disk
-    may come back.
+    Start the node on an empty data folder, before or after; it votes once it has caught up. Never do this to a voter
+    whose old disk may come back.
     """
     _change(node, "replace", servers, timeout)
 
@@ -213,11 +213,14 @@ _DONE = {
     "replace": "{node} votes with its new disk",
 }
 
+_LATER = "{node} votes as soon as its new disk has caught up"
+
 
 def _change(node: str, action: VoterAction, servers: str, timeout: float) -> None:
     with _admin(servers, timeout) as admin:
         voters = admin.change_voters(node, action)
-    note(f"{_DONE[action].format(node=node)}; voters are {', '.join(voters)}")
+    done = _DONE[action] if action == "remove" or node in voters else _LATER
+    note(f"{done.format(node=node)}; voters are {', '.join(voters)}")
 
 
 def _admin(servers: str, timeout: float) -> Admin:

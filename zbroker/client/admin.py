@@ -197,7 +197,7 @@ class Admin(AdminBase):
             action: `"add"`, `"remove"`, or `"replace"`: the node is a voter, and its disk is a new one.
 
         Returns:
-            The names of the voters.
+            The names of the voters; with `"replace"`, the node is among them again once its new disk has caught up.
         """
         return self._run(flows.change_voters(node, action))
 
