@@ -261,7 +261,7 @@ def test_a_leadership_that_nobody_takes_is_kept() -> None:
     old = world.controller
     assert old is not None
     assert old.partition.hand_over(world.now)
-    assert old.partition._handover is not None
+    assert old.partition._handover.target is not None
     world.nodes[old.partition._handover.target].frozen = True
     world.run(TIMEOUT + 100)
     assert old.partition.ready

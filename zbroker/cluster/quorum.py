@@ -30,17 +30,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
-import msgspec
-
 from zbroker.cluster import snapshot
 from zbroker.cluster.ballot import Ballot, LoadBallot, SaveBallot
 from zbroker.cluster.election import Election, ElectionSettings
 from zbroker.cluster.electorate import Electorate, PeerStart
+from zbroker.cluster.handover import Handover
 from zbroker.cluster.metadata import Metadata
-from zbroker.cluster.records import MetadataRecord, VotersChanged, decode, encode
+from zbroker.cluster.records import MetadataRecord, VotersChanged
 from zbroker.cluster.snapshot import AdoptSnapshot, Kept, LoadSnapshot, SaveSnapshot
 from zbroker.cluster.snapshots import Snapshots, SnapshotSettings
-from zbroker.cluster.tail import Entry, Tail
+from zbroker.cluster.tail import Entry, Tail, decode_entry, encode_entry
 from zbroker.cluster.transfer import Incoming, Outgoing
 from zbroker.errors import (
     DataDamaged,
@@ -54,17 +53,7 @@ from zbroker.log.events import AppendFailed, Broken, ReadDone
 from zbroker.log.log import Log
 from zbroker.log.settings import LogSettings
 from zbroker.log.storage import Completion, Storage
-from zbroker.protocol.batch import (
-    CONTROL,
-    BatchHeader,
-    Buffer,
-    EncodedRecord,
-    decode_records,
-    encode_batch,
-    iter_batches,
-    read_header,
-    stamp,
-)
+from zbroker.protocol.batch import Buffer, iter_batches, read_header
 from zbroker.protocol.frames import Frame
 from zbroker.protocol.peers import (
     Append,
@@ -75,7 +64,7 @@ from zbroker.protocol.peers import (
     Vote,
     VoteRequest,
 )
-from zbroker.replication.leader import Leader, LeaderSettings
+from zbroker.replication.leader import LeaderSettings
 from zbroker.replication.ports import LinkBudget
 from zbroker.replication.replica import Appointment, Replica
 
@@ -85,7 +74,6 @@ FOLDER = "metadata"
 READ_BYTES = 1 << 20
 HEARTBEAT_MS = 100
 """How often a leader is heard by everyone who keeps the metadata."""
-STAND_RESEND_MS = 50
 
 State = Literal["opening", "reading", "following", "leading", "closing", "closed", "failed"]
 OnCommit = Callable[[ZBrokerError | None], None]
@@ -96,14 +84,6 @@ class Peers(Protocol):
     """How messages reach the other nodes; any of them may be lost."""
 
     def send(self, node: str, message: Message, batches: Sequence[Buffer]) -> None: ...
-
-
-class Handover(msgspec.Struct):
-    """A leader is about to go: whom it asks to stand, until when it waits for that, when it last asked."""
-
-    target: str
-    until: int
-    asked_at: int = -STAND_RESEND_MS
 
 
 class MetadataPartition:
@@ -160,7 +140,11 @@ class MetadataPartition:
         self._beat_at = 0
         self._outgoing: Outgoing | None = None
         self._incoming = Incoming()
-        self._handover: Handover | None = None
+        self._handover = Handover(
+            self._electorate,
+            lambda voter, epoch: peers.send(voter, StandNow(epoch=epoch), ()),
+            settings.timeout,
+        )
         self._now = self._wall = 0
         log_settings = LogSettings(
             fsync="always", retention=None, retention_size=None, segment_age=None,
@@ -188,9 +172,8 @@ class MetadataPartition:
     @property
     def ready(self) -> bool:
         """Whether this node leads, with all that was committed before it applied: it is the controller."""
-        return (
-            self.state == "leading" and 0 <= self._ready_at <= self.applied and not self._handover
-        )
+        settled = 0 <= self._ready_at <= self.applied
+        return self.state == "leading" and settled and self._handover.target is None
 
     @property
     def committed(self) -> int:
@@ -282,10 +265,8 @@ class MetadataPartition:
         leader = self.replica.leader
         if not self.ready or leader is None:
             return False
-        target = self._best_voter(leader)
-        if target is None:
+        if not self._handover.begin(leader, now):
             return False
-        self._handover = Handover(target, now + self._settings.timeout)
         self._changed()
         self._settle()
         return True
@@ -308,30 +289,18 @@ class MetadataPartition:
             moved = self._electorate.voters.items() ^ change.voters.items()
             assert len(moved) <= 1 == len(changes), "voters change one at a time"
         if records:
-            rows: list[EncodedRecord | None] = [(0, None, encode(record), ()) for record in records]
             for record in records:
                 self.draft.apply(record)
-            self._append(rows, wall, attributes=0, records=records)
+            self._append(records, wall)
         self._waiting.append((self.replica.log.end_offset, on_commit))
         self._settle()
 
-    def _append(
-        self,
-        rows: list[EncodedRecord | None],
-        wall: int,
-        *,
-        attributes: int,
-        records: Sequence[MetadataRecord] = (),
-    ) -> None:
+    def _append(self, records: Sequence[MetadataRecord], wall: int) -> None:
+        """One batch; a no-op where there are no records."""
         log = self.replica.log
         base = log.end_offset
-        batch = encode_batch(rows, base_timestamp=wall, max_timestamp=wall, attributes=attributes)
-        stamp(
-            batch,
-            base_offset=base,
-            append_time=max(wall, log.last_append_time),
-            leader_epoch=log.last_epoch,
-        )
+        time = max(wall, log.last_append_time)
+        batch = encode_entry(records, base=base, epoch=log.last_epoch, wall=wall, append_time=time)
         self.replica.append(batch, read_header(batch))
         self._tail.add(Entry(base, log.end_offset, len(batch), records))
         self._configure()
@@ -378,17 +347,10 @@ class MetadataPartition:
             for chunk in batches:
                 for at, header in iter_batches(chunk):
                     if begin <= header.base_offset < end:
-                        self._add(chunk, at, header)
+                        self._tail.add(decode_entry(chunk, at, header))
         except ZBrokerError as error:
             self._fail(error)
         self._configure()
-
-    def _add(self, chunk: Buffer, at: int, header: BatchHeader) -> None:
-        records: list[MetadataRecord] = []
-        if not header.is_control:
-            rows = decode_records(chunk, at, header)
-            records = [decode(row[2]) for row in rows if row is not None]
-        self._tail.add(Entry(header.base_offset, header.next_offset, header.size, records))
 
     def on_appended(self, sender: str, incarnation: int, answer: Appended, now: int) -> None:
         """A follower answers."""
@@ -535,8 +497,8 @@ class MetadataPartition:
                 self.election.quorum_lost(now)
         self.replica.on_tick(now)
         self._snapshots.on_tick()
-        if self._handover is not None and now >= self._handover.until:
-            self._handover = None
+        if self._handover.is_over(now):
+            self._handover.end()
             self._changed()
         self._settle()
 
@@ -659,7 +621,8 @@ class MetadataPartition:
         if self.state != "leading":
             return
         self.state = "following"
-        self.draft = self._outgoing = self._handover = None
+        self.draft = self._outgoing = None
+        self._handover.end()
         self._ready_at = -1
         waiting, self._waiting = self._waiting, deque()
         unknown = NotReady("the controller changed before this was committed", outcome_unknown=True)
@@ -697,7 +660,7 @@ class MetadataPartition:
         if self._ready_at < 0:
             wall = max(self._wall, self.replica.log.last_append_time, 0)
             self._outgoing = Outgoing(leader.epoch, self._send_part, self._make_snapshot)
-            self._append([(0, None, None, ())], wall, attributes=CONTROL)
+            self._append((), wall)
             self._ready_at = self.replica.log.end_offset
             leader.advance()
         leader.committed_batches()
@@ -713,39 +676,11 @@ class MetadataPartition:
             leader.announce(self._now)
         if self._outgoing is not None:
             self._outgoing.serve(leader.followers, self._now)
-        voters = self.metadata.voters
-        handover = self._handover
-        if handover is not None:
-            follower = leader.followers.get(handover.target)
-            if follower is not None and follower.flushed >= self.replica.log.end_offset:
-                self._ask_to_stand(handover)
-        elif (
-            self._tail.voters is None
-            and voters
-            and voters.get(self.node) != self._electorate.disk_id
-        ):
-            self._retire(leader)
-
-    def _retire(self, leader: Leader) -> None:
-        """This node has no vote any more, as is committed: it leads no more, and somebody else stands at once."""
-        target = self._best_voter(leader)
-        if target is not None:
-            self._peers.send(target, StandNow(epoch=self.replica.epoch), ())
-        self._resign()
-
-    def _best_voter(self, leader: Leader) -> str | None:
-        """The other voter that has most of the log."""
-        others = [
-            (follower.flushed, node)
-            for node, follower in leader.followers.items()
-            if self._electorate.is_voter(node) and follower.begun >= leader.epoch
-        ]
-        return max(others)[1] if others else None
-
-    def _ask_to_stand(self, handover: Handover) -> None:
-        if self._now - handover.asked_at >= STAND_RESEND_MS:
-            handover.asked_at = self._now
-            self._peers.send(handover.target, StandNow(epoch=self.replica.epoch), ())
+        self._handover.go_on(leader, self._now)
+        voters, disk = self.metadata.voters, self._electorate.disk_id
+        if self._tail.voters is None and voters and voters.get(self.node) != disk:
+            self._handover.ask_once(leader)  # this node has no vote any more, as is committed
+            self._resign()
 
     def _make_snapshot(self) -> tuple[int, bytes]:
         epoch = self._snapshots.epoch_before(self.applied)
@@ -809,7 +744,7 @@ class MetadataPartition:
         try:
             for at, header in iter_batches(read.chunk):
                 if header.base_offset >= self._tail.end:
-                    self._add(read.chunk, at, header)
+                    self._tail.add(decode_entry(read.chunk, at, header))
         except ZBrokerError as error:
             self._fail(error)
 

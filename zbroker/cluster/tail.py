@@ -1,7 +1,8 @@
 """The part of the metadata log that is not applied yet, in memory: what its batches say, and who votes by them.
 
-Owns the order and the bookkeeping. It is as long as the log is, from what is applied to the log's end: whatever is
-appended here is added, whatever the log discards is cut. Never reads the log and never applies a record.
+Owns the order and the bookkeeping, and how records stand in a batch. It is as long as the log is, from what is applied
+to the log's end: whatever is appended there is added, whatever the log discards is cut. Never reads the log and never
+applies a record.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ from collections.abc import Sequence
 
 import msgspec
 
-from zbroker.cluster.records import ClusterFormed, MetadataRecord, VotersChanged
+from zbroker.cluster.records import ClusterFormed, MetadataRecord, VotersChanged, decode, encode
+from zbroker.protocol.batch import (
+    CONTROL,
+    BatchHeader,
+    Buffer,
+    EncodedRecord,
+    decode_records,
+    encode_batch,
+    stamp,
+)
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -21,6 +31,34 @@ class Entry(msgspec.Struct, frozen=True):
     end: int
     size: int
     records: Sequence[MetadataRecord]
+
+
+def encode_entry(
+    records: Sequence[MetadataRecord], *, base: int, epoch: int, wall: int, append_time: int
+) -> bytearray:
+    """The batch of some records, stamped; a no-op where there are none."""
+    rows: list[EncodedRecord | None] = [(0, None, encode(record), ()) for record in records]
+    batch = encode_batch(
+        rows or [(0, None, None, ())],
+        base_timestamp=wall,
+        max_timestamp=wall,
+        attributes=0 if records else CONTROL,
+    )
+    stamp(batch, base_offset=base, append_time=append_time, leader_epoch=epoch)
+    return batch
+
+
+def decode_entry(chunk: Buffer, at: int, header: BatchHeader) -> Entry:
+    """What a batch says.
+
+    Raises:
+        UnsupportedVersion: it has a record that this version does not know.
+    """
+    records: list[MetadataRecord] = []
+    if not header.is_control:
+        rows = decode_records(chunk, at, header)
+        records = [decode(row[2]) for row in rows if row is not None]
+    return Entry(header.base_offset, header.next_offset, header.size, records)
 
 
 class Tail:
