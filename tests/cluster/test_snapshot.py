@@ -12,12 +12,16 @@ from zbroker.cluster.records import (
     IsrChanged,
     LeaderAppointed,
     MetadataRecord,
+    NodeDrained,
     NodeFenced,
     NodeRegistered,
     ProducerIdsGranted,
+    ReplicasChanged,
     TopicAltered,
     TopicCreated,
     TopicDeleted,
+    VoterReplacing,
+    VotersChanged,
 )
 from zbroker.errors import DataDamaged, UnsupportedVersion
 from zbroker.log import envelope
@@ -34,6 +38,11 @@ RECORDS: list[MetadataRecord] = [
     TopicCreated("t2", "gone", TopicSettings(), [["a"]], "r2"),
     TopicDeleted("t2", "r3"),
     NodeFenced("b", 1, "silent"),
+    ReplicasChanged("t1", 0, ["a", "b"], ["b"]),
+    LeaderAppointed("t1", 1, None, 2, ["b"], disk="d7"),
+    NodeDrained("b", True),
+    VotersChanged({"a": "d1"}),
+    VoterReplacing("b"),
     ProducerIdsGranted("a", 1000, 1000),
 ]
 
@@ -62,10 +71,20 @@ def test_everything_survives() -> None:
 def test_a_copy_shares_nothing_that_changes() -> None:
     metadata = state()
     before = snapshot.seal(metadata, 0, 0)
-    copy = snapshot.copy(metadata)
+    copy = metadata.copy()
+    assert not copy.touched
     assert content(copy) == content(metadata)
     copy.apply(NodeRegistered("c", "d3", 1, "10.0.0.3", 5550))
     copy.apply(LeaderAppointed("t1", 0, "b", 9, ["b"]))
+    copy.apply(LeaderAppointed("t1", 1, "b", 9, ["a", "b"]))
+    copy.apply(IsrChanged("t1", 1, ["b"]))
+    copy.apply(ReplicasChanged("t1", 0, ["a", "b", "c"], ["c"]))
+    copy.apply(TopicAltered("t1", TopicSettings(partitions=4), [["a"]]))
+    copy.apply(NodeDrained("c", True))
+    copy.apply(VotersChanged({"a": "d1"}))
+    copy.apply(VoterReplacing("b"))
+    copy.apply(NodeFenced("c", 1, "gone"))
+    copy.apply(ProducerIdsGranted("a", 2000, 1000))
     copy.apply(TopicDeleted("t1", "r9"))
     assert snapshot.seal(metadata, 0, 0) == before
 

@@ -7,7 +7,9 @@ notes: they are no part of the state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+
+import msgspec
 
 from zbroker.cluster.records import (
     FEATURE_LEVEL,
@@ -33,8 +35,7 @@ DELETIONS_REMEMBERED = 1000
 """How many requests that deleted a topic are known again when they are repeated."""
 
 
-@dataclass(slots=True)
-class PartitionState:
+class PartitionState(msgspec.Struct):
     """Who keeps and leads one partition.
 
     Attributes:
@@ -49,15 +50,14 @@ class PartitionState:
     replicas: list[str]
     leader: str | None = None
     epoch: int = -1
-    isr: list[str] = field(default_factory=list)
+    isr: list[str] = []
     unclean: bool = False
     version: int = 0
     target: list[str] | None = None
     disk: str | None = None
 
 
-@dataclass(slots=True)
-class TopicState:
+class TopicState(msgspec.Struct):
     """One topic."""
 
     topic_id: str
@@ -98,6 +98,18 @@ class Metadata:
         """Ids of the topics of whose deletion a record was applied: only that lets files go. A reader clears it."""
         self.nodes_touched = False
         """Whether nodes have come, gone or changed since a reader cleared this."""
+
+    def copy(self) -> Metadata:
+        """The same state, without notes for a reader; nothing is shared that changes (lists are never changed)."""
+        same = Metadata()
+        for name, value in vars(self).items():
+            setattr(same, name, dict(value) if isinstance(value, dict) else value)
+        same.topics = {
+            topic_id: msgspec.structs.replace(topic, partitions=list(map(copy, topic.partitions)))
+            for topic_id, topic in self.topics.items()
+        }
+        same.touched, same.deleted, same.nodes_touched = {}, {}, False
+        return same
 
     def is_up(self, node: str) -> bool:
         """Whether a node is registered and not fenced."""
@@ -185,7 +197,8 @@ class Metadata:
     def _topic_altered(self, record: TopicAltered) -> None:
         topic = self.topics[record.topic_id]
         topic.settings = record.settings
-        topic.partitions += [PartitionState(list(replicas)) for replicas in record.added_replicas]
+        added = [PartitionState(list(replicas)) for replicas in record.added_replicas]
+        topic.partitions = [*topic.partitions, *added]
         self.touched[record.topic_id] = None
 
     def _topic_deleted(self, record: TopicDeleted) -> None:

@@ -585,7 +585,7 @@ class MetadataPartition:
         if election.state != "leader":
             self._step_down()
         if election.state == "leader" and self.state == "following":
-            draft = snapshot.copy(self.metadata)
+            draft = self.metadata.copy()
             if self._apply(draft, self._tail.records()):
                 self.draft = draft
                 self.state = "leading"

@@ -93,11 +93,6 @@ def unseal(data: bytes, path: str) -> tuple[Snapshot, Metadata]:
     return snapshot, _restore(snapshot.state, path)
 
 
-def copy(metadata: Metadata) -> Metadata:
-    """The same state, of which nothing is shared that changes."""
-    return _restore(msgspec.msgpack.encode(_state(metadata)), "the metadata")
-
-
 def _state(metadata: Metadata) -> State:
     return State(
         cluster_id=metadata.cluster_id,
