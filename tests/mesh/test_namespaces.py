@@ -23,6 +23,10 @@ REPLACED_WITHIN = 2.0
 """Seconds, at default settings, from a pulled cable to the first record that another leader acknowledged."""
 
 
+STILL_COMING = 0.5
+"""Seconds for which a leader may acknowledge what its followers had before they were cut off."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _permitted() -> None:
     reason = why_not()
@@ -93,7 +97,6 @@ def test_an_isolated_leader_is_replaced(lan: Lan, cluster: LanCluster, controls:
         lan.unplug(leader)
         work.wait_for_more(20, timeout=20)
         gap = work.gap_since(pulled)
-        print("GAP", gap.seconds, gap.began - pulled)
         assert gap.seconds < REPLACED_WITHIN
         judge(lan, cluster, work)
 
@@ -107,7 +110,6 @@ def test_an_isolated_controller_is_replaced(lan: Lan, cluster: LanCluster) -> No
         before = appointed(cluster)
         lan.unplug(controller)
         wait_for(lambda: appointed(cluster) > before, 20, "another controller")
-        print("CTRL", monotonic() - pulled)
         assert monotonic() - pulled < REPLACED_WITHIN
         judge(lan, cluster, work)
 
@@ -123,7 +125,7 @@ def test_halves(lan: Lan, cluster: LanCluster) -> None:
         lan.cut([leader, "client2"], [*others, "client1"])
         here = work.producer_names[0]
         work.wait_for_more(100, of=[here])
-        assert work.acknowledged(since=cut + 0.1, of=work.producer_names[1]) == 0
+        assert work.acknowledged(since=cut + STILL_COMING, of=work.producer_names[1]) == 0
         judge(lan, cluster, work)
 
 
@@ -134,14 +136,12 @@ def test_two_that_do_not_hear_each_other_and_one_that_hears_both(
     topic = topic_led_by_controller(cluster, True)
     controller = cluster.controller()
     assert controller is not None
-    other, between = (name for name in NODES if name != controller)
+    other = next(name for name in NODES if name != controller)
     with working(lan, cluster, topic) as work:
         before = appointed(cluster)
         lan.cut([controller], [other])
-        fenced = f'"{other}"'
-        wait_for(lambda: "node_fenced" in cluster.nodes[controller].said(), 20, fenced)
+        wait_for(lambda: "node_fenced" in cluster.nodes[controller].said(), 20, "a session to end")
         work.wait_for_more(300)  # at 100 a second: for several sessions
-        print("APPOINTED", appointed(cluster) - before, between)
         assert appointed(cluster) - before <= 1
         judge(lan, cluster, work)
 
@@ -158,7 +158,6 @@ def test_loss_in_one_direction(lan: Lan, cluster: LanCluster, deaf: str) -> None
             if other != leader:
                 lan.lose(*((other, leader) if deaf == "leader" else (leader, other)))
         work.wait_for_more(200, timeout=30)
-        print("APPOINTED", appointed(cluster) - before)
         assert appointed(cluster) == before, "the leader was not the controller"
         judge(lan, cluster, work)
 
@@ -171,5 +170,5 @@ def test_a_slow_and_lossy_network(lan: Lan, cluster: LanCluster) -> None:
         for name in NODES:
             lan.slow_down(name, 0.05, 0.05)
         work.wait_for_more(200, timeout=60)
-        print("APPOINTED", appointed(cluster) - before)
+        assert appointed(cluster) - before <= 1, "a lost heartbeat is no death"
         judge(lan, cluster, work)
