@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from zbroker.cluster.metadata import PartitionState
@@ -15,11 +16,17 @@ class Mesh:
     """A formed cluster under `Invariants`, with one topic `t` of one partition unless told."""
 
     def __init__(
-        self, seed: int = 1, nodes: int = 3, *, session_timeout: int = 1000, **topic: Any
+        self,
+        seed: int = 1,
+        nodes: int = 3,
+        *,
+        session_timeout: int = 1000,
+        voters: Sequence[str] | None = None,
+        **topic: Any,
     ) -> None:
         self.invariants = Invariants()
         self.cluster = SimulatedCluster(
-            seed, nodes, watch=self.invariants, session_timeout=session_timeout
+            seed, nodes, watch=self.invariants, session_timeout=session_timeout, voters=voters
         )
         self.cluster.form()
         self.admin = SimulatedAdmin("admin", self.cluster)

@@ -332,3 +332,89 @@ def test_who_comes_back_in_the_same_start_is_spoken_to_in_later_sessions() -> No
     bench.sent.clear()
     bench.leader.set_followers({"b": 1, "c": 1}, bench.now)
     assert [message.session > before for node, message in bench.sent if node == "b"] == [True]
+
+
+# Whether it leads still ---
+
+
+def asked(bench: Bench) -> int:
+    """A leader with everyone in its epoch asks whether they still follow: the number that has to be confirmed."""
+    for node in "bc":
+        bench.hear(node, 10)
+    bench.sent.clear()
+    return bench.leader.confirm(bench.now)
+
+
+def test_it_is_confirmed_once_every_other_in_sync_replica_has_said_so() -> None:
+    bench = Bench()
+    number = asked(bench)
+    assert [(node, message.stamp) for node, message in bench.sent] == [("b", number), ("c", number)]
+    assert bench.leader.confirmed < number
+    bench.hear("b", 10, stamp=number)
+    assert bench.leader.confirmed < number, "c may have been appointed, and has not answered"
+    bench.hear("c", 10, stamp=number - 1)
+    assert bench.leader.confirmed < number, "an answer to an earlier question"
+    bench.hear("c", 10, stamp=number)
+    assert bench.leader.confirmed == number
+    assert bench.leader.confirm(bench.now) > bench.leader.confirmed, "each question is a new one"
+
+
+def test_what_confirms_nothing() -> None:
+    """Answers out of another session, of an earlier start, or to another epoch's leader."""
+    bench = Bench()
+    number = asked(bench)
+    bench.hear("b", 10, stamp=number)
+    bench.hear("c", 10, stamp=number, session=bench.session("c") - 1)
+    assert bench.leader.confirmed < number
+    for incarnation, epoch in ((7, 5), (1, 4), (1, 6)):
+        answer = Appended(
+            topic_id="t", epoch=epoch, session=bench.session("c"), written=10, flushed=10, begun=5,
+            end=10, stamp=number,
+        )  # fmt: skip
+        bench.leader.on_appended("c", incarnation, answer, bench.now)
+        assert bench.leader.confirmed < number
+
+
+def test_a_follower_in_a_new_start_has_confirmed_nothing() -> None:
+    bench = Bench()
+    number = asked(bench)
+    for node in "bc":
+        bench.hear(node, 10, stamp=number)
+    assert bench.leader.confirmed == number
+    bench.leader.set_followers({"b": 1, "c": 2}, bench.now)
+    assert bench.leader.confirmed < number
+
+
+def test_an_in_sync_replica_that_is_not_sent_to_confirms_nothing() -> None:
+    """It is down, as far as is known here, and in sync all the same: it may be up, and lead."""
+    bench = Bench()
+    bench.leader.set_followers({"b": 1}, bench.now)
+    number = bench.leader.confirm(bench.now)
+    bench.hear("b", 10, stamp=number)
+    assert bench.leader.confirmed == -1
+
+
+def test_who_is_not_in_sync_is_neither_asked_nor_waited_for() -> None:
+    bench = Bench(isr="ab")
+    number = asked(bench)
+    assert [node for node, _ in bench.sent] == ["b"]
+    bench.hear("b", 10, stamp=number)
+    assert bench.leader.confirmed == number
+
+
+def test_one_who_is_about_to_be_in_sync_is_asked_too() -> None:
+    bench = Bench(isr="ab")
+    for node in "bc":
+        bench.hear(node, 10)
+    assert bench.leader.isr_to_propose("abc", bench.now) == ["a", "b", "c"]
+    number = bench.leader.confirm(bench.now)
+    bench.hear("b", 10, stamp=number)
+    assert bench.leader.confirmed < number
+    bench.hear("c", 10, stamp=number)
+    assert bench.leader.confirmed == number
+
+
+def test_who_is_alone_in_sync_is_confirmed_at_once() -> None:
+    bench = Bench(isr="a")
+    number = bench.leader.confirm(bench.now)
+    assert bench.leader.confirmed == number

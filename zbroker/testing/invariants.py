@@ -357,7 +357,7 @@ class Invariants(Watch):
         reference = self._reference(process.cluster, ledger, leader.isr, first, to)
         having = []
         for voter in leader.isr:
-            copy = process.cluster.machines[voter].copies.by_folder.get(FOLDER)
+            copy = _copy(process.cluster, voter, FOLDER)
             if copy is not None and copy.flushed >= to:
                 begin = max(first, copy.start)
                 wanted = [batch for batch in reference if batch.base >= begin]
@@ -375,7 +375,7 @@ class Invariants(Watch):
         """The batches of a range, from whoever has them on disk in the newest epoch."""
         found: list[Stored] = []
         for node in nodes:
-            copy = cluster.machines[node].copies.by_folder.get(ledger.folder)
+            copy = _copy(cluster, node, ledger.folder)
             if copy is not None and copy.flushed >= to and copy.start <= first:
                 batches = copy.between(first, to)
                 if batches and (not found or batches[-1].epoch > found[-1].epoch):
@@ -503,6 +503,12 @@ class Invariants(Watch):
 
 
 _decode_ballot = msgspec.msgpack.Decoder(Ballot).decode
+
+
+def _copy(cluster: SimulatedCluster, node: str, folder: str) -> Copy | None:
+    """A node's copy of a log; None for a voter whose disk is away, which a leader counts under a name of its own."""
+    machine = cluster.machines.get(node)
+    return None if machine is None else machine.copies.by_folder.get(folder)
 
 
 def _difference(a: Sequence[Stored], b: Sequence[Stored]) -> str:
