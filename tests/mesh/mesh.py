@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from zbroker.cluster.metadata import PartitionState
+from zbroker.protocol.batch import encode_batch
+from zbroker.protocol.messages import Produce
 from zbroker.testing.clients import Prober, SimulatedAdmin, SimulatedConsumer, SimulatedProducer
 from zbroker.testing.cluster import Machine, SimulatedCluster
 from zbroker.testing.history import History, check
@@ -21,13 +23,14 @@ class Mesh:
         nodes: int = 3,
         *,
         session_timeout: int = 1000,
-        voters: Sequence[str] | None = None,
+        voters: Sequence[str] | int | None = None,
         **topic: Any,
     ) -> None:
         self.invariants = Invariants()
         self.cluster = SimulatedCluster(
-            seed, nodes, watch=self.invariants, session_timeout=session_timeout, voters=voters
-        )
+            seed, nodes, watch=self.invariants, session_timeout=session_timeout,
+            voters=[f"n{each + 1}" for each in range(voters)] if isinstance(voters, int) else voters,
+        )  # fmt: skip
         self.cluster.form()
         self.admin = SimulatedAdmin("admin", self.cluster)
         self.history = History()
@@ -67,6 +70,24 @@ class Mesh:
         state = self.state
         return state.leader is not None and set(state.isr) == set(names or state.replicas)
 
+    def another_leads(self, than: Machine, seconds: float = 20.0) -> None:
+        """Waits for another leader."""
+        self.cluster.run_until(
+            lambda: self.state.leader not in (None, than.name), seconds, "another leads"
+        )
+
+    def serves(self, machine: Machine, seconds: float = 20.0) -> None:
+        """Waits until a machine's broker serves."""
+        self.cluster.run_until(lambda: machine.broker.state == "serving", seconds, "it serves")
+
+    def acknowledged(self, more: int, seconds: float = 20.0) -> None:
+        """Waits until so many more records are acknowledged."""
+        sends = self.history.sends
+        wanted = sum(send.outcome == "ok" for send in sends) + more
+        self.cluster.run_until(
+            lambda: sum(send.outcome == "ok" for send in sends) >= wanted, seconds, "acknowledged"
+        )
+
     # What happens ---
 
     def send(self, node: str | None = None, acks: str = "all", seconds: float = 5.0) -> Any:
@@ -77,6 +98,43 @@ class Mesh:
             lambda: sent.ended >= 0 or sent.outcome != "unknown", seconds, "an outcome"
         )
         return sent
+
+    def produce(
+        self, node: str, value: bytes, producer: tuple[int, int, int], seconds: float = 5.0
+    ) -> Any:
+        """One batch under a producer's id, epoch and sequence: the reply, or the error."""
+        found: list[Any] = []
+        data = encode_batch(
+            [(0, None, value, ())], base_timestamp=1, max_timestamp=1,
+            producer_id=producer[0], producer_epoch=producer[1], base_sequence=producer[2],
+        )  # fmt: skip
+        request = Produce(topic="t", topic_id=self.topic_id, timeout=2000)
+        prober = self.prober
+        prober.exchange.request(
+            prober.addresses[node], request, lambda _call, outcome, _body, _at: found.append(outcome),
+            now=prober.now, timeout=4.0, body=data,
+        )  # fmt: skip
+        prober.soon()
+        self.cluster.run_until(lambda: found, seconds, "an answer")
+        return found[0]
+
+    def values(self) -> list[bytes]:
+        """Everything that is read from the start, in order."""
+        history = History()
+        reader = SimulatedConsumer(
+            f"reader{len(self.cluster.clients)}", self.cluster, history, ("t",)
+        )
+        self.cluster.run_until(
+            lambda: list(reader.positions.values()) == [self.end()], 20, "everything is read"
+        )
+        reader.stop()
+        return [value for poll in history.polls for _, value in poll.records]
+
+    def cut(self, *pairs: tuple[Machine, Machine]) -> None:
+        """Nothing passes between two machines, in either direction."""
+        for a, b in pairs:
+            self.cluster.network.cut(a.name, b.name)
+            self.cluster.network.cut(b.name, a.name)
 
     def takes(self, seconds: float = 10.0) -> Any:
         """A record that is acknowledged by whoever leads, within so many seconds."""

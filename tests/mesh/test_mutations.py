@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from mesh.mesh import Mesh
+from mesh.test_known_bugs import cut_off_with_a_record
 
 from zbroker.broker.partition import Partition
 from zbroker.cluster import membership
@@ -221,3 +223,12 @@ def test_a_mistake_is_noticed(
         if simulate(seed, profile, nodes=3).problems:
             return
     pytest.fail(f"nobody noticed in {SEEDS} seeds: {mistake.__doc__}")
+
+
+def test_sequences_that_are_not_forgotten_are_noticed(monkeypatch: Patch) -> None:
+    """The simulation rarely meets this one: it is noticed by script."""
+    keep_sequences_of_what_was_cut(monkeypatch)
+    mesh = Mesh()
+    again = cut_off_with_a_record(mesh)
+    assert getattr(again, "duplicate", True), again
+    assert mesh.values().count(b"once") == 0
