@@ -10,6 +10,7 @@ import pytest
 from mesh.mesh import Mesh
 
 from zbroker.errors import ZBrokerError
+from zbroker.log import names
 from zbroker.protocol.messages import Metadata, MetadataReply, ProduceReply
 from zbroker.testing.history import check
 
@@ -234,3 +235,26 @@ def test_metadata_are_the_same_from_every_node_after_a_fail_over() -> None:
             versions[name] = reply.version
             assert reply.topics[0].topic_id == mesh.topic_id
     assert check(mesh.history) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bits_flipped_on_a_minority_lose_nothing(seed: int) -> None:
+    """NS#7549: who leads finds that its records are damaged; another replica has them, leads, and mends it."""
+    mesh = Mesh(seed)
+    sent = [mesh.takes() for _ in range(10)]
+    leader = mesh.leader
+    (partition,) = leader.broker.partitions[mesh.topic_id].values()
+    path = names.path(partition.log.folder, 0, names.LOG)
+    for machine in mesh.cluster.up:
+        machine.kill()
+    for machine in mesh.cluster.machines.values():
+        machine.copies.of(partition.log.folder).harmed = machine is leader
+    leader.disk.flip(path, leader.disk.size(path) // 2, 0xFF)
+    mesh.cluster.start()
+    mesh.cluster.run_until(mesh.in_sync, 20, "all in sync")
+    mesh.takes()
+    assert [value for value in mesh.values() if value in {send.value for send in sent}] == [
+        send.value for send in sent
+    ]
+    mesh.cluster.run(8)  # the preferred leader leads again
+    mesh.heal()

@@ -11,6 +11,8 @@ idle      an appointment to follow           following a `Follower` of that epoc
 idle      an appointment to lead             beginning the epoch is begun in the log
 beginning log EpochBegun of that epoch       leading   a `Leader` of that epoch; followers are probed
 leading   log AppendFailed, batches were sent idle     `resigned`: those offsets may not be given again in this epoch
+idle      an appointment to lead, damaged    idle      `resigned`, where another in-sync replica is whole and up
+leading   damage is found                    idle      the same
 leading   an appointment of a newer epoch    idle      the role ends; what was not committed is the owner's to answer
 following an appointment of a newer epoch    idle      the same, once a cut that is under way is done
 any       close                              closing   the log is flushed and closed
@@ -157,7 +159,9 @@ class Replica:
         appointed = self.appointment
         if appointed is None or appointed.leader is None:
             return
-        if appointed.leader == self.settings.node:
+        if appointed.leader == self.settings.node and self._should_yield():
+            self.resigned = True
+        elif appointed.leader == self.settings.node:
             self.state = "beginning"
             self.log.begin_epoch(appointed.epoch)
         elif self.settings.node in appointed.replicas:
@@ -174,6 +178,18 @@ class Replica:
                 session=-1, status="ready",
             )  # fmt: skip
             self._answer(leader, ready)
+
+    def _should_yield(self) -> bool:
+        """Whether records are damaged here that another in-sync replica has: that one is to lead, and to mend this."""
+        appointed, log = self.appointment, self.log
+        return (
+            not self.settings.quorum
+            and appointed is not None
+            and any(behind > log.start_offset for _, behind in log.damaged)
+            and any(
+                node != self.settings.node and node in appointed.replicas for node in appointed.isr
+            )
+        )
 
     def _end_role(self) -> None:
         self._high_watermark = self.high_watermark
@@ -285,6 +301,10 @@ class Replica:
         self._now = now
         if self.log.state == "open":
             self.log.on_tick(now)
+        if self.leader is not None and self._should_yield():
+            self._end_role()
+            self.state = "idle"
+            self.resigned = True
         if self.leader is not None:
             self.leader.on_tick(now)
             self.leader.advance()
