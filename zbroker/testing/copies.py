@@ -42,11 +42,12 @@ class Copy:
         epoch: newest leader epoch that the epoch file on the disk has.
         whole: the files are as this says; not so between a power failure or a failed write and the next recovery.
         torn: something was done to it that may take away what was flushed: damage, a failed flush.
+        harmed: it was damaged on purpose, and nobody need have noticed yet.
         changes: rises with each change.
     """
 
     __slots__ = (
-        "batches", "changes", "epoch", "flushed", "folder", "promised", "start", "torn", "whole", "written",
+        "batches", "changes", "epoch", "flushed", "folder", "harmed", "promised", "start", "torn", "whole", "written",
     )  # fmt: skip
 
     def __init__(self, folder: str) -> None:
@@ -56,6 +57,7 @@ class Copy:
         self.epoch = -1
         self.whole = False
         self.torn = False
+        self.harmed = False
         self.changes = 0
 
     def between(self, first: int, end: int) -> list[Stored]:

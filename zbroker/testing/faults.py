@@ -42,6 +42,8 @@ DISK = {
 }  # fmt: skip
 CLOCK = {"clock_jump": 2, "clock_drift": 1, "clock_strobe": 1}
 
+DAMAGE = {"flip": 4, "cut_file": 2, "lose_file": 3, "replace": 2}
+
 PROFILES: dict[str, Profile] = {
     "calm": Profile(about="nothing goes wrong", weights={}),
     "process": Profile(about="kills, freezes and restarts", weights=PROCESS),
@@ -52,6 +54,10 @@ PROFILES: dict[str, Profile] = {
         about="the same, while topics are deleted and made again",
         weights={**PROCESS, **NETWORK, **DISK, **CLOCK},
         churn=True,
+    ),
+    "damage": Profile(
+        about="bits flipped, files cut and lost, a disk replaced; kills and cuts beside it",
+        weights={**PROCESS, **NETWORK, **DAMAGE},
     ),
     "storm": Profile(
         about="the same without a pause",
@@ -67,6 +73,8 @@ class Faults:
     Attributes:
         done: how often each fault began.
         active: whether new ones begin.
+        harmed: the one node whose disk may be damaged or replaced.
+        replaced: the voter whose disk is another now; somebody has to say so by command.
     """
 
     def __init__(self, cluster: SimulatedCluster, profile: Profile) -> None:
@@ -75,6 +83,8 @@ class Faults:
         self.rng = random.Random(f"{cluster.seed} faults")
         self.active = False
         self.done: Counter[str] = Counter()
+        self.harmed: str | None = None
+        self.replaced: str | None = None
         self._down: set[str] = set()
 
     def begin(self) -> None:
@@ -315,6 +325,88 @@ class Faults:
         machine = self._any()
         if machine is not None:
             machine.disk.fail_flushes = 1
+
+    # Damage ---
+
+    def _victim(self) -> Machine | None:
+        """The one machine whose disk may be harmed in this run, where the others have everything that it has.
+
+        All must be up and in sync, and the metadata equally far: what is lost here is there twice.
+        """
+        cluster = self.cluster
+        if len(cluster.names) < 3 or len(cluster.serving) < len(cluster.names):
+            return None
+        if self.harmed is None:
+            self.harmed = self.rng.choice(cluster.voters)
+        machine = cluster.machines[self.harmed]
+        for other in cluster.machines.values():
+            metadata = other.broker.metadata
+            states = [state for topic in metadata.topics.values() for state in topic.partitions]
+            if not all(metadata.is_up(name) for name in cluster.names) or any(
+                sorted(state.isr) != sorted(state.replicas) for state in states
+            ):
+                return None
+        return machine
+
+    def _harm(self, act: Callable[[Machine, str], None]) -> None:
+        """Harms one partition's copy, while its node is down: what is found at the start is not what was left."""
+        machine = self._victim()
+        if machine is None:
+            return
+        folders = [partition.log.folder for partition in machine.broker.keeper]
+        if not folders:
+            return
+        folder = self.rng.choice(folders)
+        machine.kill()
+        copy = machine.copies.of(folder)
+        copy.torn = copy.harmed = True
+        act(machine, folder)
+        self._start_later(machine, most=1.0)
+
+    def _some_file(self, machine: Machine, folder: str, suffix: str = ".log") -> str | None:
+        names = [name for name in machine.disk.list(folder) if name.endswith(suffix)]
+        return f"{folder}/{self.rng.choice(names)}" if names else None
+
+    def flip(self) -> None:
+        """Bits of one byte are flipped, anywhere in a log."""
+
+        def act(machine: Machine, folder: str) -> None:
+            path = self._some_file(machine, folder)
+            if path is not None and machine.disk.size(path) > 0:
+                position = self.rng.randrange(machine.disk.size(path))
+                machine.disk.flip(path, position, self.rng.randint(1, 255))
+
+        self._harm(act)
+
+    def cut_file(self) -> None:
+        """A segment's end is gone."""
+
+        def act(machine: Machine, folder: str) -> None:
+            path = self._some_file(machine, folder)
+            if path is not None and machine.disk.size(path) > 0:
+                machine.disk.cut(path, self.rng.randrange(machine.disk.size(path)))
+
+        self._harm(act)
+
+    def lose_file(self) -> None:
+        """A file of a partition is gone: a segment, an index, a snapshot, the epochs, the checkpoint."""
+
+        def act(machine: Machine, folder: str) -> None:
+            path = self._some_file(machine, folder, "")
+            if path is not None:
+                machine.disk.lose(path)
+
+        self._harm(act)
+
+    def replace(self) -> None:
+        """A voter's machine is lost for good, and another with an empty disk takes its name."""
+        machine = self._victim()
+        if machine is None or self.replaced is not None:
+            return
+        self.replaced = machine.name
+        machine.kill("lost for good")
+        machine.empty_disk()
+        self._start_later(machine, most=1.0)
 
     # Clocks ---
 

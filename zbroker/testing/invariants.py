@@ -325,6 +325,8 @@ class Invariants(Watch):
                 f"is in epoch {copy.epoch}"
             )
         own = process.machine.copies.of(ledger.folder)
+        if own.harmed or copy.harmed:
+            return
         first = max(min(ledger.end, to), own.start, copy.start)
         if own.between(first, to) != copy.between(first, to):
             raise InvariantBroken(
@@ -336,6 +338,8 @@ class Invariants(Watch):
         """A leader that exposes a high watermark has everything that was ever committed."""
         self._count("16 complete")
         own = process.machine.copies.of(ledger.folder)
+        if own.harmed:
+            return  # it will be found when somebody reads it
         if leader.settings.quorum:
             end = min(
                 ledger.end, own.written
@@ -354,10 +358,10 @@ class Invariants(Watch):
         self._count("16 majorities")
         to = leader.high_watermark
         first = min(ledger.end, to)
-        reference = self._reference(process.cluster, ledger, leader.isr, first, to)
+        reference = self._reference(process.cluster, leader.isr, first, to)
         having = []
         for voter in leader.isr:
-            copy = _copy(process.cluster, voter, FOLDER)
+            copy = _copy_of_voter(process.cluster, voter)
             if copy is not None and copy.flushed >= to:
                 begin = max(first, copy.start)
                 wanted = [batch for batch in reference if batch.base >= begin]
@@ -370,12 +374,12 @@ class Invariants(Watch):
             )
 
     def _reference(
-        self, cluster: SimulatedCluster, ledger: Ledger, nodes: Sequence[str], first: int, to: int
+        self, cluster: SimulatedCluster, nodes: Sequence[str], first: int, to: int
     ) -> list[Stored]:
         """The batches of a range, from whoever has them on disk in the newest epoch."""
         found: list[Stored] = []
         for node in nodes:
-            copy = _copy(cluster, node, ledger.folder)
+            copy = _copy_of_voter(cluster, node)
             if copy is not None and copy.flushed >= to and copy.start <= first:
                 batches = copy.between(first, to)
                 if batches and (not found or batches[-1].epoch > found[-1].epoch):
@@ -387,9 +391,7 @@ class Invariants(Watch):
         if to <= ledger.end:
             return
         if ledger.folder == FOLDER:
-            batches = self._reference(
-                process.cluster, ledger, process.cluster.names, ledger.end, to
-            )
+            batches = self._reference(process.cluster, process.cluster.names, ledger.end, to)
         else:
             batches = process.machine.copies.of(ledger.folder).between(ledger.end, to)
         ledger.batches += batches
@@ -505,10 +507,11 @@ class Invariants(Watch):
 _decode_ballot = msgspec.msgpack.Decoder(Ballot).decode
 
 
-def _copy(cluster: SimulatedCluster, node: str, folder: str) -> Copy | None:
-    """A node's copy of a log; None for a voter whose disk is away, which a leader counts under a name of its own."""
-    machine = cluster.machines.get(node)
-    return None if machine is None else machine.copies.by_folder.get(folder)
+def _copy_of_voter(cluster: SimulatedCluster, voter: str) -> Copy | None:
+    """A voter's copy of the metadata; a voter whose disk is another now is called by its name and that disk's id."""
+    name, _, disk = voter.partition(" on ")
+    machine = cluster.machines[name]
+    return machine.copies.by_folder.get(FOLDER) if disk in ("", machine.disk_id) else None
 
 
 def _difference(a: Sequence[Stored], b: Sequence[Stored]) -> str:

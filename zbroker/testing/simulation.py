@@ -19,7 +19,7 @@ from collections.abc import Callable
 import msgspec
 
 from zbroker.broker.partition import folder
-from zbroker.errors import ZBrokerError
+from zbroker.errors import DataDamaged, ZBrokerError
 from zbroker.protocol import messages
 from zbroker.testing.clients import Prober, SimulatedAdmin, SimulatedConsumer, SimulatedProducer
 from zbroker.testing.cluster import Machine, SimulatedCluster
@@ -31,6 +31,9 @@ from zbroker.testing.timeline import SECOND
 
 HEAL_SECONDS = 30.0
 """Simulated seconds within which a healed cluster must be whole again."""
+
+SETTLE_SECONDS = 4.0
+"""Simulated seconds within which everything that was still on its way has come."""
 
 
 class Result(msgspec.Struct):
@@ -160,6 +163,8 @@ class Simulation:
         until = self.cluster.now + self.seconds
         if self.profile.churn:
             self._churn(until)
+        if "replace" in self.profile.weights:
+            self.cluster.timeline.after(SECOND, self._replace_voter)
         self.cluster.run(until - self.cluster.now)
         self.faults.end()
 
@@ -174,7 +179,9 @@ class Simulation:
             until,
             self._missing,
         )
+        self.admin.stop()
         self.prober.probing = False
+        cluster.run(SETTLE_SECONDS)
         self.topics = {
             name: count for name, count in self.topics.items() if self._is_worth_waiting_for(name)
         }
@@ -302,7 +309,8 @@ class Simulation:
         problems += check(self.history, drained=True)
         for consumer in self.consumers:
             for error in consumer.errors:
-                if not self.history.excused:
+                read_damage = isinstance(error, DataDamaged) and self.faults.harmed is not None
+                if not self.history.excused and not read_damage:
                     problems.append(f"{consumer.name} was told: {error}")
         return problems
 
@@ -345,6 +353,19 @@ class Simulation:
                 self._delete_records(later)
 
         later()
+
+    def _replace_voter(self) -> None:
+        """Somebody notices that a voter's machine is another one, and says so to the cluster."""
+        voter = self.faults.replaced
+        if voter is None:
+            if self.faults.active:
+                self.cluster.timeline.after(SECOND, self._replace_voter)
+            return
+        request = messages.ChangeVoters(node=voter, action="replace", request_id="replace")
+        operator = SimulatedAdmin("operator", self.cluster)
+        operator.ask(
+            request, lambda answer: self.cluster.trace.note("operator", f"hears {answer!r}")
+        )
 
     def _ask_for_topic(self, number: int, then: Callable[[], None]) -> None:
         request = messages.CreateTopic(
