@@ -6,7 +6,7 @@ import pytest
 from mesh.mesh import Mesh
 
 from zbroker.errors import ZBrokerError
-from zbroker.protocol.messages import Metadata, MetadataReply
+from zbroker.protocol.messages import DeleteRecords, Metadata, MetadataReply
 from zbroker.testing.clients import SimulatedProducer
 from zbroker.testing.cluster import SimulatedCluster
 from zbroker.testing.timeline import MS
@@ -132,3 +132,22 @@ def test_a_follower_that_waits_for_a_probe_is_probed_although_it_is_sent_heartbe
     assert machine.broker.metadata.topic_named("u") is not None
     assert machine.broker.metadata.is_up(machine.name)
     mesh.heal()
+
+
+def test_a_replica_that_begins_behind_the_start_of_its_leaders_epoch_is_in_sync_again() -> None:
+    """The records with which the epoch began are deleted, and it is never quiet: no new session says it again."""
+    mesh = Mesh(segment_size="1KiB", max_batch="1KiB")
+    away = mesh.followers[0]
+    away.kill()
+    mesh.cluster.run_until(lambda: away.name not in mesh.state.isr, 10, "it leaves the ISR")
+    for _ in range(40):
+        mesh.takes()
+    request = DeleteRecords(
+        topic="t", topic_id=mesh.topic_id, before=mesh.end(), request_id="delete"
+    )
+    mesh.admin.call(request, node=mesh.leader.name)
+    (partition,) = mesh.leader.broker.partitions[mesh.topic_id].values()
+    mesh.cluster.run_until(lambda: partition.log.first_offset > 1, 20, "segments are removed")
+    SimulatedProducer("p", mesh.cluster, mesh.history, {"t": 1}, pace=(5 * MS, 20 * MS))
+    away.start()
+    mesh.cluster.run_until(mesh.in_sync, 10, "it is in sync again")

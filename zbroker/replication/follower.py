@@ -82,6 +82,7 @@ class Follower:
         self._session = -1
         self._agreed = False
         self._begun = -1
+        self._beginning = False
         self._received = 0
         self._probe: Append | None = None
         self._reported = (-1, -1, -1)
@@ -101,6 +102,7 @@ class Follower:
                 self._session = message.session
                 self._received = 0
                 self._begun = -1
+                self._beginning = False
                 self.state = "idle"
             if self.state == "idle":
                 self._on_probe(message)
@@ -156,8 +158,7 @@ class Follower:
         self.state = "following"
         self._agreed = True
         self._begin_epochs(message.epochs)
-        if self.log.last_epoch == self.epoch and self._begun < self.epoch:
-            self.log.begin_epoch(self.epoch, anyway=False)
+        self._make_epoch_durable()
         self._learn(message)
         self._answer("ok", end=self.log.end_offset)
 
@@ -189,6 +190,7 @@ class Follower:
             self._begin_epochs(message.epochs)
             log.append(batch, header)
         self._begin_epochs(message.epochs)
+        self._make_epoch_durable()
         self._learn(message)
         self.advance(always=log.end_offset == end)
 
@@ -204,7 +206,14 @@ class Follower:
         """Epochs that begin at the log's end are kept, records or not."""
         for epoch, start in epochs:
             if start == self.log.end_offset and self.log.last_epoch < epoch <= self.epoch:
+                self._beginning = epoch == self.epoch
                 self.log.begin_epoch(epoch, anyway=False)
+
+    def _make_epoch_durable(self) -> None:
+        """The leader's own epoch is begun on disk, also where it began before the first record that is kept here."""
+        if self.log.last_epoch == self.epoch and self._begun < self.epoch and not self._beginning:
+            self._beginning = True
+            self.log.begin_epoch(self.epoch, anyway=False)
 
     def _learn(self, message: Append) -> None:
         """What a leader whose log agrees says of high watermark and log start."""
