@@ -12,6 +12,8 @@ from broker.world import World, batch, rows
 
 from zbroker.protocol.messages import ErrorReply, Fetch, InitProducer, Produce
 
+pytestmark = pytest.mark.slow  # the same decisions on every Python
+
 SEEDS = 120
 STEPS = 250
 

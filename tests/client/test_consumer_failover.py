@@ -17,6 +17,8 @@ from zbroker.errors import Diverged
 from zbroker.protocol import messages
 from zbroker.protocol.messages import FetchReply, Push
 
+pytestmark = pytest.mark.slow  # the same decisions on every Python
+
 
 def reading(seed: int = 0, **options: int) -> tuple[SimCluster, SimProducer, SimConsumer]:
     """A consumer that is live on n1, with a few records behind it."""

@@ -23,6 +23,8 @@ from zbroker.errors import (
 from zbroker.protocol import messages
 from zbroker.protocol.batch import read_header
 
+pytestmark = pytest.mark.slow  # the same decisions on every Python
+
 
 def started(seed: int = 0, **options: Any) -> tuple[SimCluster, SimProducer]:
     """A cluster and a producer that has sent its first record; n1 leads partition 0."""

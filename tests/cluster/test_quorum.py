@@ -80,6 +80,7 @@ def history(seed: int, steps: int = 500) -> World:
     return world
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_what_raft_promises(seed: int) -> None:
     world = history(seed)

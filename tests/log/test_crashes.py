@@ -10,6 +10,8 @@ import os
 import pytest
 from log.histories import History
 
+pytestmark = pytest.mark.slow  # the same decisions on every Python
+
 CHOSEN = os.environ.get("ZBROKER_SEED")
 ROUNDS = int(os.environ.get("ZBROKER_ROUNDS", "1"))
 CHUNKS, SEEDS, STEPS = 20, 75, 60

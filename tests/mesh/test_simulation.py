@@ -14,10 +14,12 @@ import pytest
 from zbroker.testing.faults import PROFILES, Faults
 from zbroker.testing.simulation import Simulation, simulate
 
+pytestmark = pytest.mark.slow  # the same decisions on every Python
+
 CHUNK = 10
 """Seeds that one test runs: enough to be worth a worker's while, few enough to share them out evenly."""
 FEW = {"calm": 10, "process": 20, "network": 20, "disk": 20, "mixed": 20, "churn": 10}
-MANY = {"process": 40, "network": 40, "disk": 40, "mixed": 120, "churn": 60, "storm": 60}
+MANY = {"process": 20, "network": 20, "disk": 20, "mixed": 60, "churn": 30, "storm": 30}
 
 
 def chunks(counts: dict[str, int], first: int) -> list[tuple[str, int]]:
@@ -40,7 +42,6 @@ def test_a_cluster_keeps_its_promises(profile: str, first: int) -> None:
     run(profile, first)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("profile", "first"), chunks(MANY, 1000))
 def test_a_cluster_keeps_its_promises_whatever_happens(profile: str, first: int) -> None:
     run(profile, first)

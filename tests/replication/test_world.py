@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from replication.world import World
 
+pytestmark = pytest.mark.slow  # the same decisions on every Python
+
 SEEDS = 150
 
 
