@@ -163,6 +163,6 @@ class Mesh:
         assert not drain.errors
 
     def end(self) -> int:
-        """The high watermark at the leader."""
-        (partition,) = self.leader.broker.partitions[self.topic_id].values()
-        return partition.high_watermark
+        """The high watermark at the leader; -1 while it does not serve."""
+        partition = self.leader.broker.partitions.get(self.topic_id, {}).get(0)
+        return partition.high_watermark if partition is not None and partition.serves else -1

@@ -122,7 +122,9 @@ def cut_off_with_a_record(mesh: Mesh) -> object:
     mesh.cluster.heal()
     mesh.cluster.run_until(mesh.in_sync, 20, "all in sync")
     mesh.cluster.run_until(
-        lambda: mesh.state.leader == old.name, 20, "it leads again, as preferred"
+        lambda: mesh.state.leader == old.name and mesh.end() >= 0,
+        20,
+        "it leads again, as preferred",
     )
     return mesh.produce(old.name, b"once", (77, 0, 0))
 

@@ -66,3 +66,15 @@ def test_an_older_appointment_is_not_taken_up(bench: Bench) -> None:
     bench.appoint("a", 2, {"a": 1, "b": 1})
     assert bench.replica.state == "following"
     assert bench.replica.epoch == 3
+
+
+def test_a_damaged_leader_lets_another_lead_but_not_for_ever(bench: Bench) -> None:
+    bench.replica.log.damaged = [(0, 5)]
+    replicas = {"a": 1, "b": 1}
+    bench.appoint("a", 3, replicas)
+    assert bench.replica.resigned, "b is in sync, and may have what is damaged here"
+    bench.appoint("b", 4, replicas)
+    assert not bench.replica.resigned
+    bench.appoint("a", 5, replicas)
+    assert bench.replica.state == "leading", "b could not lead either"
+    assert not bench.replica.resigned

@@ -97,6 +97,7 @@ class Replica:
         self.follower: Follower | None = None
         self.appointment: Appointment | None = None
         self.resigned = False
+        self._yielded_for: list[tuple[int, int]] = []
         self._high_watermark = 0
         self._send = send
         self._answer = answer
@@ -160,7 +161,7 @@ class Replica:
         if appointed is None or appointed.leader is None:
             return
         if appointed.leader == self.settings.node and self._should_yield():
-            self.resigned = True
+            self._yield()
         elif appointed.leader == self.settings.node:
             self.state = "beginning"
             self.log.begin_epoch(appointed.epoch)
@@ -180,16 +181,24 @@ class Replica:
             self._answer(leader, ready)
 
     def _should_yield(self) -> bool:
-        """Whether records are damaged here that another in-sync replica has: that one is to lead, and to mend this."""
+        """Whether records are damaged here that another in-sync replica has: that one is to lead, and to mend this.
+
+        Once for the same damage: who is appointed again all the same leads, for the others may be damaged too.
+        """
         appointed, log = self.appointment, self.log
         return (
             not self.settings.quorum
             and appointed is not None
+            and log.damaged != self._yielded_for
             and any(behind > log.start_offset for _, behind in log.damaged)
             and any(
                 node != self.settings.node and node in appointed.replicas for node in appointed.isr
             )
         )
+
+    def _yield(self) -> None:
+        self.resigned = True
+        self._yielded_for = list(self.log.damaged)
 
     def _end_role(self) -> None:
         self._high_watermark = self.high_watermark
@@ -304,7 +313,7 @@ class Replica:
         if self.leader is not None and self._should_yield():
             self._end_role()
             self.state = "idle"
-            self.resigned = True
+            self._yield()
         if self.leader is not None:
             self.leader.on_tick(now)
             self.leader.advance()
