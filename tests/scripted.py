@@ -32,7 +32,7 @@ class ScriptedCluster:
         down: names of the nodes that are taken for dead.
         partitions: those of the topic `sales`.
         changes: requests that were to change something.
-        on_move: called with each request that moves partitions.
+        on_move, on_accept: called with each request that moves partitions, or that accepts a loss.
     """
 
     def __init__(self) -> None:
@@ -47,6 +47,7 @@ class ScriptedCluster:
         ]
         self.changes: list[Any] = []
         self.on_move: Callable[[messages.MovePartitions], None] = lambda _: None
+        self.on_accept: Callable[[messages.AcceptLoss], None] = lambda _: None
         self.broker = FakeBroker({}, self._answer)
 
     def __enter__(self) -> ScriptedCluster:
@@ -67,7 +68,11 @@ class ScriptedCluster:
 
     def _answer(self, _broker: FakeBroker, request: Any, _body: Any) -> Any:
         if isinstance(
-            request, messages.MovePartitions | messages.DrainNode | messages.ChangeVoters
+            request,
+            messages.MovePartitions
+            | messages.DrainNode
+            | messages.ChangeVoters
+            | messages.AcceptLoss,
         ):
             self.changes.append(request)
         match request:
@@ -85,6 +90,11 @@ class ScriptedCluster:
                     return InvalidRequest(f"topic 'sales' has no partition {request.partition}")
                 self.on_move(request)
                 return messages.MovePartitionsReply(topic=self._topic())
+            case messages.AcceptLoss():
+                if self.partitions[request.partition].leader is not None:
+                    return InvalidRequest(f"partition {request.partition} of 'sales' has a leader")
+                self.on_accept(request)
+                return messages.AcceptLossReply(topic=self._topic())
             case messages.DrainNode():
                 if request.node not in self._names():
                     return InvalidRequest(f"the cluster has no node {request.node!r}")

@@ -226,6 +226,50 @@ def test_voters(cluster: ScriptedCluster) -> None:
     assert [one.action for one in cluster.changes] == ["replace", "replace", "add", "remove"]
 
 
+# The last resort ---
+
+
+def test_what_would_be_lost_is_said_first(cluster: ScriptedCluster) -> None:
+    cluster.partitions[1] = partition(1, None, "231", "2")
+    cluster.down.add("node2")
+    arguments = ("topic", "accept-loss", "sales", "--partition", "1")
+    line = said(cluster, *arguments, status=1)
+    assert "only node2, which is down, has everything" in line
+    assert "node3 would lead with the records that it has itself" in line
+    assert line.endswith("say --yes to give that up for ever, or start node2")
+    assert "node1 would lead" in said(cluster, *arguments, "--node", "node1", status=1)
+    cluster.down.clear()
+    assert "only the disk that node2 had" in said(cluster, *arguments, status=1)
+    cluster.down |= {"node1", "node3"}
+    assert "no other replica is up" in said(cluster, *arguments, status=1)
+    assert not cluster.changes
+
+
+def test_a_loss_is_accepted(cluster: ScriptedCluster) -> None:
+    cluster.partitions[1] = partition(1, None, "231", "2")
+
+    def accept(request: messages.AcceptLoss) -> None:
+        cluster.partitions[1] = partition(1, "node3", "231", "3", unclean=True)
+
+    cluster.on_accept = accept
+    line = said(cluster, "topic", "accept-loss", "sales", "--partition", "1", "--yes")
+    assert line == "partition 1 of sales is led by node3, with the records that it has itself"
+    (request,) = cluster.changes
+    assert (request.partition, request.epoch, request.node) == (1, 4, None)
+
+
+def test_there_is_nothing_to_give_up(cluster: ScriptedCluster) -> None:
+    for more in ((), ("--yes",)):
+        line = said(cluster, "topic", "accept-loss", "sales", "--partition", "0", *more, status=1)
+        assert "partition 0 of sales has a leader, node1" in line
+    arguments = ("topic", "accept-loss", "sales", "--partition", "7", "--yes")
+    assert "no partition 7" in said(cluster, *arguments, status=1)
+    assert "'clicks'" in said(
+        cluster, "topic", "accept-loss", "clicks", "--partition", "0", status=1
+    )
+    assert not cluster.changes
+
+
 # Moving ---
 
 

@@ -107,12 +107,30 @@ def test_what_is_not_as_it_should_be(cluster: ScriptedCluster, admin: Admin) -> 
     assert [part.missing for part in described[:2]] == [("node3",), ("node3", "node1")]
 
 
+def test_a_loss_is_accepted_of_what_was_looked_at(cluster: ScriptedCluster, admin: Admin) -> None:
+    cluster.partitions[1] = partition(1, None, "231", "2")
+
+    def accept(request: messages.AcceptLoss) -> None:
+        cluster.partitions[1] = partition(1, request.node, "231", "3", unclean=True)
+
+    cluster.on_accept = accept
+    found = admin.accept_loss("sales", 1, "node3")
+    (request,) = cluster.changes
+    assert (request.topic_id, request.partition, request.epoch) == (found.id, 1, 4)
+    assert request.request_id
+    assert (found.partitions[1].leader, found.partitions[1].unclean) == ("node3", True)
+    with pytest.raises(InvalidRequest, match="has a leader"):
+        admin.accept_loss("sales", 0)
+
+
 def test_the_asyncio_twins(cluster: ScriptedCluster) -> None:
     async def run() -> None:
         async with AsyncAdmin(cluster.server, timeout=5) as admin:
             await admin.move_partitions("sales", 0, ["node2"])
             assert await admin.drain("node1") == 0
             assert await admin.change_voters("node2", "remove") == ("node1", "node3")
+            with pytest.raises(InvalidRequest):
+                await admin.accept_loss("sales", 0)
             with pytest.raises(InvalidRequest):
                 await admin.move_partitions("sales", 0, "node2")
 
@@ -121,4 +139,5 @@ def test_the_asyncio_twins(cluster: ScriptedCluster) -> None:
         "MovePartitions",
         "DrainNode",
         "ChangeVoters",
+        "AcceptLoss",
     ]

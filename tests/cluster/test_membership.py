@@ -160,6 +160,44 @@ def test_a_person_gives_up_what_only_a_lost_disk_has() -> None:
     assert shown(partition) == ("b", "b"), "it comes too late"
 
 
+def test_a_loss_that_is_accepted_again_is_accepted_once() -> None:
+    """The request is repeated until it is answered, and one that comes late does nothing."""
+    state = partition_of("abc", "a", "a")
+    (partition,) = state.topics["t"].partitions
+    apply(state, membership.fence_node(state, "a", "gone"))
+    seen = partition.epoch
+    with pytest.raises(InvalidRequest, match="look again"):
+        membership.accept_loss(state, topic_id="t", number=0, epoch=seen - 1)
+    apply(state, membership.accept_loss(state, topic_id="t", number=0, epoch=seen))
+    assert shown(partition) == ("b", "b")
+    assert membership.accept_loss(state, topic_id="t", number=0, epoch=seen) == []
+    apply(state, membership.fence_node(state, "b", "gone"))
+    assert shown(partition) == (None, "b")
+    with pytest.raises(InvalidRequest, match="look again"):
+        membership.accept_loss(state, topic_id="t", number=0, epoch=seen)
+    assert shown(partition) == (None, "b"), "what b has was not given up by anybody"
+
+
+def test_an_empty_disk_leads_only_where_there_is_no_other_or_somebody_says_so() -> None:
+    state = partition_of("abc", "a", "a")
+    (partition,) = state.topics["t"].partitions
+    register(state, "a", 1, "new")
+    for node in "bc":
+        apply(state, membership.fence_node(state, node, "gone"))
+    with pytest.raises(InvalidRequest, match="start b or c"):
+        membership.accept_loss(state, topic_id="t", number=0)
+    (record,) = membership.accept_loss(state, topic_id="t", number=0, node="a")
+    assert (record.leader, record.unclean) == ("a", True)
+    register(state, "c", 7)
+    apply(state, membership.accept_loss(state, topic_id="t", number=0))
+    assert shown(partition) == ("c", "c")
+
+    alone = partition_of("a", "a", "a")
+    register(alone, "a", 1, "new")
+    apply(alone, membership.accept_loss(alone, topic_id="t", number=0))
+    assert shown(alone.topics["t"].partitions[0]) == ("a", "a")
+
+
 def test_a_new_disk_that_caught_up_counts_and_the_old_one_does_not() -> None:
     state = partition_of("abc", "b", "b")
     register(state, "a", 5, "new")

@@ -11,7 +11,8 @@ import pytest
 from mesh.mesh import Mesh
 
 from zbroker.broker.partition import CONFIRM_MS, folder
-from zbroker.protocol.messages import ChangeVoters, CreateTopic, DeleteTopic
+from zbroker.errors import InvalidRequest
+from zbroker.protocol.messages import AcceptLoss, ChangeVoters, CreateTopic, DeleteTopic
 from zbroker.testing.clients import SimulatedConsumer
 from zbroker.testing.cluster import Machine
 
@@ -179,6 +180,52 @@ def log_files(machine: Machine, place: str) -> dict[str, bytes]:
     """The segments of a log, as they are on a disk."""
     names = [name for name in machine.disk.list(place) if name.endswith(".log")]
     return {name: machine.disk.read(f"{place}/{name}", 0, 1 << 30) for name in names}
+
+
+# The last in-sync replica never comes back, and a person gives up what it had ---
+
+
+def test_a_loss_is_accepted_and_whoever_had_read_further_is_told() -> None:
+    """Another replica leads with what it has; the election counts as unclean, and nobody is left with what is gone."""
+    mesh = Mesh(nodes=4, voters=["n1", "n2", "n3", "n4"], replicas=2, min_insync=1)
+    last, (behind,) = mesh.leader, mesh.followers
+    mesh.takes()
+    behind.kill()
+    mesh.cluster.run_until(lambda: mesh.in_sync(last.name), 10, "it is the last")
+    for _ in range(3):
+        mesh.takes()
+    reader = SimulatedConsumer("reader", mesh.cluster, mesh.history, ("t",))
+    mesh.cluster.run_until(lambda: list(reader.positions.values()) == [4], 10, "all is read")
+    last.kill()
+    mesh.cluster.start(behind.name)
+    mesh.cluster.run_until(lambda: behind in mesh.cluster.serving, 20, "the other is back")
+    mesh.cluster.run(1)
+    assert mesh.state.leader is None, "it lacks what was acknowledged"
+
+    mesh.history.excused[f"{mesh.topic_id}/0"] = "a person gave it up"
+    mesh.invariants.ledger(folder(mesh.topic_id, 0)).powerless.add(last.name)
+    epoch = mesh.state.epoch
+    with pytest.raises(InvalidRequest, match="look again"):
+        mesh.admin.call(AcceptLoss(topic_id=mesh.topic_id, epoch=epoch - 1, request_id="0"))
+    request = AcceptLoss(topic="t", topic_id=mesh.topic_id, epoch=epoch, request_id="1")
+    for _ in range(2):
+        (found,) = mesh.admin.call(request).topic.partitions
+        assert (found.leader, found.isr, found.unclean) == (behind.name, [behind.name], True)
+        assert found.epoch == epoch + 1
+    mesh.takes()
+    mesh.cluster.run_until(lambda: reader.diverged, 10, "the reader is told")
+    told = reader.diverged[0].details
+    assert (told["first"], told["next"]) == (1, 4)
+    mesh.cluster.start(
+        last.name
+    )  # its disk was not lost after all: it is made equal to the new leader's
+    mesh.cluster.run_until(mesh.in_sync, 20, "both in sync")
+    place = folder(mesh.topic_id, 0)
+    last_copy, copy = (machine.copies.of(place) for machine in (last, behind))
+    assert last_copy.batches == copy.batches
+    assert len(copy.batches) == 2
+    with pytest.raises(InvalidRequest, match="has a leader"):
+        mesh.admin.call(AcceptLoss(topic="t", request_id="2"))
 
 
 # All machines lose their power at once ---

@@ -13,11 +13,14 @@ from zbroker.broker.control import Answer
 from zbroker.broker.keeper import Keeper
 from zbroker.broker.petitions import Petitions
 from zbroker.broker.ports import Conversation, Replier
+from zbroker.cluster import controller
 from zbroker.cluster.metadata import TopicState
 from zbroker.cluster.quorum import MetadataPartition
 from zbroker.errors import UnknownTopic, ZBrokerError
 from zbroker.protocol import frames as wire
 from zbroker.protocol.messages import (
+    AcceptLoss,
+    AcceptLossReply,
     AlterTopic,
     AlterTopicReply,
     ChangeVoters,
@@ -46,7 +49,12 @@ ADMIN_MS = 10_000
 OPENING_MS = 5_000
 """How long it then waits for the partitions led here to take records."""
 
-TopicReply = type[CreateTopicReply] | type[AlterTopicReply] | type[MovePartitionsReply]
+TopicReply = (
+    type[CreateTopicReply]
+    | type[AlterTopicReply]
+    | type[MovePartitionsReply]
+    | type[AcceptLossReply]
+)
 
 
 class _Opening(msgspec.Struct):
@@ -121,6 +129,11 @@ class AdminDesk:
         """Gives partitions other replicas; answers once that is committed."""
         self._change(to, request, request.name, MovePartitionsReply, now)
 
+    def accept_loss(self, to: Conversation, request: AcceptLoss, now: int) -> None:
+        """Gives up what only a lost disk has; answers once another replica leads."""
+        topic = controller.find_topic(self._metadata.metadata, request.topic, request.topic_id)
+        self._change(to, request, topic.name, AcceptLossReply, now)
+
     def delete_topic(self, to: Conversation, request: DeleteTopic, now: int) -> None:
         """Deletes a topic; answers once that cannot be undone."""
 
@@ -186,7 +199,7 @@ class AdminDesk:
     def _change(
         self,
         to: Conversation,
-        request: CreateTopic | AlterTopic | MovePartitions,
+        request: CreateTopic | AlterTopic | MovePartitions | AcceptLoss,
         name: str,
         reply: TopicReply,
         now: int,

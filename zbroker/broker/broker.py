@@ -63,6 +63,7 @@ from zbroker.protocol.batch import Buffer
 from zbroker.protocol.frames import Frame
 from zbroker.protocol.messages import (
     PROTOCOL_VERSION,
+    AcceptLoss,
     AlterTopic,
     ChangeVoters,
     ClusterChange,
@@ -190,6 +191,7 @@ class Broker:
             MovePartitions: self._ask_admin(self.admin.move_partitions),
             DrainNode: self._ask_admin(self.admin.drain_node),
             ChangeVoters: self._ask_admin(self.admin.change_voters),
+            AcceptLoss: self._ask_admin(self.admin.accept_loss),
         }
 
     # What others may know ---

@@ -28,6 +28,7 @@ from zbroker.cluster.quorum import MetadataPartition
 from zbroker.cluster.records import MetadataRecord, TopicAltered, TopicCreated
 from zbroker.errors import InvalidSetting, NotReady, ZBrokerError
 from zbroker.protocol.messages import (
+    AcceptLoss,
     AlterTopic,
     ChangeVoters,
     CreateTopic,
@@ -103,6 +104,7 @@ class ControllerDesk:
             MovePartitions: self._move_partitions,
             DrainNode: self._drain_node,
             ChangeVoters: self._change_voters,
+            AcceptLoss: self._accept_loss,
         }
 
     # Requests ---
@@ -297,6 +299,19 @@ class ControllerDesk:
             draft, node=request.node, action=request.action, disks=metadata.disks,
             caught_up=metadata.caught_up,
         )  # fmt: skip
+        return records, {}
+
+    def _accept_loss(self, draft: Metadata, _: str, request: AcceptLoss) -> Decision:
+        topic = controller.find_topic(draft, request.topic, request.topic_id)
+        records = membership.accept_loss(
+            draft, topic_id=topic.topic_id, number=request.partition, node=request.node,
+            epoch=request.epoch,
+        )  # fmt: skip
+        for record in records:
+            self._report(
+                "loss_accepted", topic=topic.name, partition=request.partition,
+                leader=record.leader, epoch=record.epoch,
+            )  # fmt: skip
         return records, {}
 
     def _check_fits(self, records: Sequence[MetadataRecord]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zbroker.cli import moving, words
+from zbroker.cli import losing, moving, words
 from zbroker.cli.common import (
     Parsed,
     Topic,
@@ -79,6 +79,7 @@ def topic() -> None:
 
 
 topic.add_command(moving.move)
+topic.add_command(losing.accept_loss)
 
 
 @topic.command(

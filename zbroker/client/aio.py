@@ -325,6 +325,12 @@ class AsyncAdmin(AdminBase):
         """As `Admin.move_partitions`."""
         return await self._run(flows.move_partitions(name, partition, names_of(to)))
 
+    async def accept_loss(
+        self, name: str, partition: int, node: str | None = None
+    ) -> TopicDescription:
+        """As `Admin.accept_loss`."""
+        return await self._run(flows.accept_loss(name, partition, node))
+
     async def drain(self, node: str, undo: bool = False) -> int:
         """As `Admin.drain`."""
         return await self._run(flows.drain(node, undo))

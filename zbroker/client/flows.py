@@ -220,6 +220,17 @@ def move_partitions(name: str, partition: int | None, to: list[str]) -> Flow[Top
     return described(good(outcome, messages.MovePartitionsReply).topic, {})
 
 
+def accept_loss(name: str, partition: int, node: str | None) -> Flow[TopicDescription]:
+    """Gives up what only a lost disk has of a partition, as it is now."""
+    _, topic = yield from find_topic(name)
+    message = messages.AcceptLoss(
+        topic=name, topic_id=topic.topic_id, partition=partition, node=node, request_id=request_id(),
+        epoch=next((part.epoch for part in topic.partitions if part.partition == partition), -1),
+    )  # fmt: skip
+    (outcome,) = yield [Task(message)]
+    return described(good(outcome, messages.AcceptLossReply).topic, {})
+
+
 def drain(node: str, undo: bool) -> Flow[int]:
     """Takes leaderships from a node, or lets it lead again."""
     (outcome,) = yield [Task(messages.DrainNode(node=node, undo=undo, request_id=request_id()))]

@@ -228,26 +228,52 @@ def prefer(state: Metadata) -> list[MetadataRecord]:
     return records
 
 
-def accept_loss(state: Metadata, *, topic_id: str, number: int, node: str) -> list[MetadataRecord]:
+def accept_loss(
+    state: Metadata, *, topic_id: str, number: int, node: str | None = None, epoch: int = -1
+) -> list[LeaderAppointed]:
     """A person gives up what only a lost disk has: a replica leads with what it has itself.
 
+    Args:
+        node: who is to lead; None: the first replica that is up and not on an empty disk in the place of the lost one.
+        epoch: the partition's, when the person looked at it; -1: whatever it is. What was accepted under it is accepted
+            again, since requests are repeated; and one that was long on its way does nothing to what happened since.
+
     Raises:
-        InvalidRequest: the partition has a leader, or the node keeps no replica of it or is not up.
+        InvalidRequest: the partition has a leader, or the node keeps no replica of it or is not up, or nobody is.
     """
     topic = state.topics.get(topic_id)
     if topic is None or not 0 <= number < len(topic.partitions):
         raise InvalidRequest(f"there is no partition {number} of topic {topic_id}")
     partition = topic.partitions[number]
+    name = f"partition {number} of {topic.name!r}"
+    if 0 <= epoch == partition.epoch - 1 and partition.unclean and partition.leader is not None:
+        return []
     if partition.leader is not None:
+        raise InvalidRequest(f"{name} has a leader, {partition.leader}: nothing has to be given up")
+    if epoch not in (-1, partition.epoch):
         raise InvalidRequest(
-            f"partition {number} of {topic.name!r} has a leader, {partition.leader}: nothing has to be given up"
+            f"{name} is in epoch {partition.epoch}, and was in {epoch} when it was decided to give it up: look again"
         )
+    if node is None:
+        node = _least_loss(state, partition, name)
     if node not in partition.replicas or not state.is_up(node):
         raise InvalidRequest(
-            f"{node} cannot lead partition {number} of {topic.name!r}: it has to be up, and one of "
-            f"{', '.join(partition.replicas)}"
+            f"{node} cannot lead {name}: it has to be up, and one of {', '.join(partition.replicas)}"
         )
     return [_appoint((topic, number, partition), node, [node], unclean=True)]
+
+
+def _least_loss(state: Metadata, partition: PartitionState, name: str) -> str:
+    """Who leads where nobody in sync can: an empty disk in the place of the lost one would empty all others too."""
+    lost = set(partition.isr)
+    others = [node for node in partition.replicas if node not in lost]
+    chosen = _choose(state, partition, [node for node in others or lost if state.is_up(node)])
+    if chosen is None:
+        waiting = f"start {' or '.join(others or sorted(lost))}"
+        raise InvalidRequest(
+            f"no replica of {name} is up that could lead in the place of the lost one: {waiting}"
+        )
+    return chosen
 
 
 def _all(state: Metadata) -> Iterator[Kept]:

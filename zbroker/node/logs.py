@@ -31,6 +31,10 @@ SENTENCES: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "{peer} is taken for dead ({reason}): others lead what it led",
     ),
+    "loss_accepted": (
+        logging.WARNING,
+        "a loss was accepted: {leader} leads partition {partition} of topic {topic} with what it has (epoch {epoch})",
+    ),
     "fenced": (
         logging.WARNING,
         "this node was taken for dead ({reason}) and leads nothing; it registers again",

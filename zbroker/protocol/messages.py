@@ -354,6 +354,27 @@ class ChangeVotersReply(Message, tag_field="op", tag="change_voters"):
     voters: Annotated[list[str], Meta(description="names of the voters")] = []
 
 
+class AcceptLoss(Message, tag_field="op", tag="accept_loss"):
+    """Gives up what only a lost disk has: a replica that is not in sync leads with what it has itself."""
+
+    topic: ByName = None
+    topic_id: ById = None
+    partition: OfPartition = 0
+    epoch: Annotated[
+        Epoch, Meta(description="refused when the partition has another leader epoch by now")
+    ] = -1
+    node: Annotated[
+        str | None, Meta(description="who is to lead; nil leaves it to the controller")
+    ] = None
+    request_id: RequestId = ""
+
+
+class AcceptLossReply(Message, tag_field="op", tag="accept_loss"):
+    """The topic, with the partition's new leader."""
+
+    topic: Annotated[Topic, Meta(description="the topic, every setting resolved")]
+
+
 class DeleteRecords(Message, tag_field="op", tag="delete_records"):
     """Moves a partition's log start up: records before `before` are gone."""
 
@@ -473,11 +494,11 @@ class ClusterChange(msgspec.Struct, omit_defaults=True, kw_only=True):
 Request = (
     Hello | Metadata | InitProducer | Produce | Fetch | Offsets
     | CreateTopic | AlterTopic | DeleteTopic | MovePartitions | DrainNode | ChangeVoters
-    | DeleteRecords | Stats | Status
+    | AcceptLoss | DeleteRecords | Stats | Status
 )  # fmt: skip
 Reply = (
     HelloReply | MetadataReply | InitProducerReply | ProduceReply | FetchReply | OffsetsReply
     | CreateTopicReply | AlterTopicReply | DeleteTopicReply | MovePartitionsReply
-    | DrainNodeReply | ChangeVotersReply | DeleteRecordsReply
+    | DrainNodeReply | ChangeVotersReply | AcceptLossReply | DeleteRecordsReply
     | StatsReply | StatusReply | ErrorReply
 )  # fmt: skip

@@ -20,6 +20,7 @@ from zbroker.errors import MalformedMessage
 from zbroker.protocol.batch import MALFORMED
 from zbroker.protocol.frames import Frame
 from zbroker.protocol.messages import (
+    AcceptLoss,
     AlterTopic,
     ChangeVoters,
     CreateTopic,
@@ -325,6 +326,7 @@ ControllerRequest = (
     | MovePartitions
     | DrainNode
     | ChangeVoters
+    | AcceptLoss
 )
 """What only the controller decides: the nodes' own requests, and those of clients."""
 

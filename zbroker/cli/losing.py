@@ -1,0 +1,80 @@
+"""`zbroker topic accept-loss`: a partition whose last in-sync replica is gone for good gets a leader again.
+
+Owns what a person is told before anything is given up. What may be given up is the controller's to say.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from zbroker.cli.common import Nodes, Topic, client_options, epilog, note
+
+if TYPE_CHECKING:
+    from zbroker.client.records import ClusterDescription, PartitionDescription
+
+
+@click.command(
+    "accept-loss",
+    epilog=epilog(
+        "zbroker topic accept-loss sales --partition 0",
+        "zbroker topic accept-loss sales --partition 0 --yes",
+    ),
+)
+@click.argument("name", type=Topic())
+@click.option("--partition", type=click.IntRange(0), required=True, help="Which partition.")
+@click.option(
+    "--node",
+    metavar="NODE",
+    type=Nodes(),
+    help="Who is to lead; the first that is up, if left out.",
+)
+@click.option(
+    "--yes", is_flag=True, help="Do it; without this, it is only said what would be lost."
+)
+@client_options
+def accept_loss(
+    name: str, partition: int, node: str | None, yes: bool, servers: str, timeout: float
+) -> None:
+    """Give up what only a lost disk has of a partition. There is no way back.
+
+    For a partition without leader whose last in-sync replica is gone for good: another replica leads with what it has
+    itself. Acknowledged records that it lacks are lost, and consumers that had read them are told.
+    """
+    from zbroker.cli.places import choose_partitions
+    from zbroker.client.admin import Admin
+    from zbroker.errors import InvalidRequest
+
+    with Admin(servers, timeout=timeout) as admin:
+        (part,) = choose_partitions(admin.describe_topic(name), partition)
+        if part.leader is not None:
+            raise InvalidRequest(
+                f"partition {partition} of {name} has a leader, {part.leader}: nothing has to be given up"
+            )
+        if not yes:
+            raise InvalidRequest(
+                f"partition {partition} of {name}: {loss(part, admin.cluster(), node)}"
+            )
+        (part,) = choose_partitions(admin.accept_loss(name, partition, node), partition)
+    note(
+        f"partition {partition} of {name} is led by {part.leader}, with the records that it has itself"
+    )
+
+
+def loss(part: PartitionDescription, cluster: ClusterDescription, node: str | None) -> str:
+    """What would be lost, as far as is known while nobody who knows is there, and what else there is to do."""
+    up = {one.name for one in cluster.nodes if one.alive}
+    last = ", ".join(part.isr)
+    who = f"only {last}, which is down, has everything"
+    instead = f"start {last}"
+    if set(part.isr) & up:
+        who = f"only the disk that {last} had has everything, and {last} is up with another"
+        instead = f"start {last} with its old disk"
+    leader = node or next((each for each in part.missing if each in up), None)
+    if leader is None:
+        return f"{who}; no other replica is up: start {' or '.join(part.missing) or last}"
+    return (
+        f"{who}; {leader} would lead with the records that it has itself, and what was acknowledged since it was last "
+        f"in sync is lost, however much that is; say --yes to give that up for ever, or {instead}"
+    )
