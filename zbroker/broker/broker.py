@@ -492,9 +492,8 @@ class Broker:
         self.control.on_metadata(self._now, self._wall)
         self._register_if_needed()
         metadata = self.metadata
-        if (
-            metadata is not self._state
-        ):  # another one, out of a snapshot: it does not say what it changed
+        if metadata is not self._state:
+            # Another one, out of a snapshot: it does not say what it changed.
             self._state = metadata
             metadata.touched.update(dict.fromkeys(metadata.topics))
             metadata.nodes_touched = True
