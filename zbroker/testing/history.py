@@ -139,12 +139,13 @@ def _sightings(history: History) -> Iterator[tuple[str, int, bytes, str]]:
 def lost_writes(history: History) -> Problems:
     """What was acknowledged below the highest offset that anybody polled, somebody polled."""
     seen = history.seen()
+    highest = {partition: max(rows, default=-1) for partition, rows in seen.items()}
     for send in history.kept():
         rows = seen.get(send.partition, {})
-        if rows and send.offset < max(rows) and send.offset not in rows:
+        if send.offset < highest.get(send.partition, -1) and send.offset not in rows:
             yield (
                 f"lost: {_shown(send.value)} of {send.client}, acknowledged at offset {send.offset} of "
-                f"{send.partition}, was polled by nobody, though {max(rows)} was"
+                f"{send.partition}, was polled by nobody, though {highest[send.partition]} was"
             )
 
 
