@@ -1,4 +1,4 @@
-"""Fixtures for pytest: a real node, or a cluster of three, for the tests of programs that use zbroker.
+"""Fixtures for pytest: a real node, a cluster of three, or a simulated one, for the tests of programs that use zbroker.
 
 Name it in the `conftest.py` beside your tests:
 
@@ -7,7 +7,8 @@ Name it in the `conftest.py` beside your tests:
 It is no entry point: pytest would import it in every run on a machine that has zbroker, and rewrite the assertions of
 the whole package, for the sake of those who ask for it in one line anyway.
 
-Settings of a test's own come by indirect parameters, and are those of `NodeProcess` and `ClusterProcesses`:
+Settings of a test's own come by indirect parameters, and are those of `NodeProcess`, `ClusterProcesses` and
+`SimulatedCluster`:
 
     @pytest.mark.parametrize("zbroker_cluster", [{"nodes": 5}], indirect=True)
     def test_five(zbroker_cluster): ...
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from zbroker.testing.cluster import SimulatedCluster
     from zbroker.testing.nodes import ClusterProcesses, NodeProcess
 
 
@@ -41,6 +43,17 @@ def zbroker_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
 
     with ClusterProcesses(tmp_path / "zbroker", **_settings(request)) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def zbroker_simulation(request: pytest.FixtureRequest) -> SimulatedCluster:
+    """A cluster of three nodes in this thread and in simulated time, formed, with every invariant looked at."""
+    from zbroker.testing.cluster import SimulatedCluster
+    from zbroker.testing.invariants import Invariants
+
+    cluster = SimulatedCluster(**{"watch": Invariants(), **_settings(request)})
+    cluster.form()
+    return cluster
 
 
 def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:

@@ -363,9 +363,13 @@ class Simulation:
             return
         request = messages.ChangeVoters(node=voter, action="replace", request_id="replace")
         operator = SimulatedAdmin("operator", self.cluster)
-        operator.ask(
-            request, lambda answer: self.cluster.trace.note("operator", f"hears {answer!r}")
-        )
+
+        def heard(answer: object) -> None:
+            self.cluster.trace.note("operator", f"hears {answer!r}")
+            if isinstance(answer, ZBrokerError):  # the new disk has not been heard of yet
+                self.cluster.timeline.after(SECOND, lambda: operator.ask(request, heard))
+
+        operator.ask(request, heard)
 
     def _ask_for_topic(self, number: int, then: Callable[[], None]) -> None:
         request = messages.CreateTopic(
