@@ -163,6 +163,7 @@ class Mesh:
         assert not drain.errors
 
     def end(self) -> int:
-        """The high watermark at the leader; -1 while it does not serve."""
-        partition = self.leader.broker.partitions.get(self.topic_id, {}).get(0)
+        """The high watermark at the leader, -1 while it does not serve."""
+        leader = self.leader
+        partition = leader.broker.keeper.find(self.topic_id, 0) if leader.up else None
         return partition.high_watermark if partition is not None and partition.serves else -1

@@ -126,6 +126,8 @@ def cut_off_with_a_record(mesh: Mesh) -> object:
         20,
         "it leads again, as preferred",
     )
+    (partition,) = old.broker.partitions[mesh.topic_id].values()
+    mesh.cluster.run_until(lambda: partition.serves, 10, "it serves")
     return mesh.produce(old.name, b"once", (77, 0, 0))
 
 
