@@ -16,10 +16,18 @@ from zbroker.testing.simulation import Simulation, simulate
 
 pytestmark = pytest.mark.slow  # the same decisions on every Python
 
-CHUNK = 10
+CHUNK = 5
 """Seeds that one test runs: enough to be worth a worker's while, few enough to share them out evenly."""
-FEW = {"calm": 10, "process": 20, "network": 20, "disk": 20, "mixed": 20, "churn": 10}
-MANY = {"process": 20, "network": 20, "disk": 20, "mixed": 60, "churn": 30, "storm": 30}
+FEW = {"calm": 5, "process": 15, "network": 15, "disk": 15, "mixed": 20, "churn": 10, "damage": 10}
+MANY = {
+    "process": 15,
+    "network": 20,
+    "disk": 20,
+    "mixed": 40,
+    "churn": 20,
+    "damage": 20,
+    "storm": 25,
+}
 
 
 def chunks(counts: dict[str, int], first: int) -> list[tuple[str, int]]:
