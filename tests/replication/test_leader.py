@@ -56,10 +56,11 @@ class Bench:
         self.log = StubLog([(1, 0), (5, 10)], 10)
         self.sent: list[tuple[str, Append]] = []
         self.now = 1000
+        budget = LinkBudget(1 << 20)
         self.leader = Leader(
             self.log,  # type: ignore[arg-type]
             LeaderSettings(node="a", topic_id="t", quorum=quorum, min_insync=min_insync, lag_max=1000),
-            epoch=5, isr=list(isr), metadata=7, known=known, send=self.send, budgets=lambda _: LinkBudget(1 << 20),
+            epoch=5, isr=list(isr), metadata=7, known=known, send=self.send, budgets=lambda _: budget,
             now=self.now,
         )  # fmt: skip
         self.leader.set_followers({"b": 1, "c": 1}, self.now)
@@ -319,6 +320,26 @@ def test_a_read_for_an_earlier_session_or_epoch_is_not_sent() -> None:
     assert (bench.sent[-1][1].base, bench.leader.followers["b"].next) == (4, 6)
 
 
+def test_a_follower_whose_log_ends_within_a_batch_is_asked_again() -> None:
+    """No follower's does: whatever said so, no assertion here depends on it."""
+    bench = Bench()
+    bench.log.end_offset = 13
+    bench.leader.appended(10, 13, b"batch")
+    bench.hear("b", 10, end=11)
+    follower = bench.leader.followers["b"]
+    assert (follower.state, follower.next) == ("waiting", 10)
+    bench.leader.on_tick(bench.now + RETRY_MS)
+    assert follower.state == "probing"
+
+    bench.leader.uncommitted.clear()
+    bench.log.written_offset = 13
+    bench.hear("b", 10, end=11)
+    ((token, offset),) = bench.log.reads
+    assert offset == 11
+    assert bench.leader.on_read(ReadDone(token, 10, 13, b"chunk"), bench.now) is None
+    assert (follower.state, follower.next) == ("waiting", 10)
+
+
 def test_a_newer_epoch_at_a_follower_deposes() -> None:
     bench = Bench()
     bench.hear("b", 0, status="stale", log_epoch=9)
@@ -373,6 +394,15 @@ def test_what_confirms_nothing() -> None:
         )  # fmt: skip
         bench.leader.on_appended("c", incarnation, answer, bench.now)
         assert bench.leader.confirmed < number
+
+
+def test_an_answer_to_what_was_never_asked_confirms_nothing() -> None:
+    bench = Bench()
+    number = asked(bench)
+    for node in "bc":
+        bench.hear(node, 10, stamp=number + 1)
+    assert bench.leader.confirm(bench.now) == number + 1
+    assert bench.leader.confirmed < number
 
 
 def test_a_follower_in_a_new_start_has_confirmed_nothing() -> None:

@@ -216,9 +216,12 @@ class Election:
             self._count()
 
     def on_leader(self, sender: str, epoch: int, now: int) -> bool:
-        """A leader's append came; False where its epoch is over, or is not on disk here yet."""
+        """A leader's append came; False where its epoch is over, or is not on disk here yet.
+
+        No epoch has two leaders: whoever says that it leads this node's own is not believed.
+        """
         self._now = now
-        if epoch < self._ballot.epoch:
+        if epoch < self._ballot.epoch or (epoch == self._ballot.epoch and self.state == "leader"):
             return False
         self._heard_at = now
         self._gone.discard(sender)
@@ -226,7 +229,6 @@ class Election:
         if epoch > self._ballot.epoch:
             self._step_down(Ballot(epoch), sender)
         elif self.leader != sender or self.state != "follower":
-            assert self.state != "leader", f"two leaders of epoch {epoch}: {sender} and this node"
             self.state = "follower"
             self.leader = sender
             self.changed()

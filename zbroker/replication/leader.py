@@ -217,7 +217,8 @@ class Leader:
             return
         if answer.session != follower.session:
             return
-        follower.stamp = max(follower.stamp, answer.stamp)
+        if answer.stamp <= self._stamp:  # what was never asked confirms nothing
+            follower.stamp = max(follower.stamp, answer.stamp)
         match answer.status:
             case "ok":
                 self._on_ok(node, follower, answer)
@@ -412,7 +413,11 @@ class Leader:
 
     def _pump(self, node: str, follower: Progress) -> None:
         """Sends what a follower has not been sent, as far as it lets the leader go."""
-        while not follower.reading and follower.next < self.log.end_offset:
+        while (
+            follower.state == "streaming"
+            and not follower.reading
+            and follower.next < self.log.end_offset
+        ):
             if follower.sent and follower.sent >= follower.limit:
                 return
             if not self.uncommitted or follower.next < self.uncommitted[0][0]:
@@ -424,7 +429,11 @@ class Leader:
         """One append out of memory."""
         batches: list[Buffer] = []
         size, following = 0, follower.next
-        for _, behind, batch in islice(self.uncommitted, self._live_at(follower.next), None):
+        at = self._live_at(follower.next)
+        if self.uncommitted[at][0] != follower.next:
+            self._distrust(node, follower, self.uncommitted[at][0])
+            return
+        for _, behind, batch in islice(self.uncommitted, at, None):
             if batches and (size + len(batch) > APPEND_MAX or len(batches) >= BATCHES_MAX):
                 break
             batches.append(batch)
@@ -433,7 +442,7 @@ class Leader:
         self._send_append(node, follower, batches, following)
 
     def _live_at(self, offset: int) -> int:
-        """Which of the uncommitted batches begins at an offset; usually the last."""
+        """Which of the uncommitted batches begins at an offset, or behind it; usually the last."""
         last = len(self.uncommitted) - 1
         if self.uncommitted[last][0] == offset:
             return last
@@ -444,8 +453,12 @@ class Leader:
                 low = middle + 1
             else:
                 high = middle
-        assert self.uncommitted[low][0] == offset, (self.uncommitted[low][0], offset)
         return low
+
+    def _distrust(self, node: str, follower: Progress, begins: int) -> None:
+        """A follower said that its log ends within a batch: it is asked again, at where one begins."""
+        self._wait(node, follower, RETRY_MS)
+        follower.next = begins
 
     def _read(self, node: str, follower: Progress) -> None:
         """Asks for what a follower that is behind needs next; `on_read` sends it."""
@@ -470,7 +483,9 @@ class Leader:
             self._wait(token.node, follower, FULL_MS)
             return event.error
         if event.chunk:
-            assert event.base == follower.next, (event.base, follower.next)
+            if event.base != follower.next:
+                self._distrust(token.node, follower, event.base)
+                return None
             follower.catching_up[-1] = event.next
             self._send_append(token.node, follower, [event.chunk], event.next)
         else:
