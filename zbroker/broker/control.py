@@ -225,6 +225,15 @@ class ControllerDesk:
     # Decisions ---
 
     def _register(self, draft: Metadata, node: str, request: Register) -> Decision:
+        peer = self._mesh.peers.get(node)
+        linked = None if peer is None or peer.greeting is None else peer.greeting.disk_id
+        if peer is not None and (peer.incarnation, linked) != (
+            request.incarnation,
+            request.disk_id,
+        ):
+            raise NotReady(
+                f"{node} asks for start {request.incarnation} to be registered, and its link is of {peer.incarnation}"
+            )
         if draft.voters.get(node, request.disk_id) != request.disk_id:
             raise NotReady(f"{node} is a voter with another disk than this one; replace the voter")
         self._gone.pop(node, None)

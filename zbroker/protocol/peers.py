@@ -7,14 +7,16 @@ whose `op` says which message it is. Only `append` carries batches; `snapshot_pa
 Lanes: `append` of data partitions with their batches, and parts of snapshots, travel on the data lane, all else on the
 control lane.
 
-The metadata partition is named by an empty topic id. Offsets, epochs and times are as in `messages`.
+The metadata partition is named by an empty topic id. Offsets, epochs and times are as in `messages`. A number out of
+its range is malformed: what is behind the door need not look at it again.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from zbroker.errors import MalformedMessage
 from zbroker.protocol.batch import MALFORMED
@@ -35,6 +37,17 @@ PEER_VERSION = 1
 METADATA = ""
 """The topic id of the metadata partition."""
 
+Offset = Annotated[int, Meta(ge=0, le=2**62)]
+"""An offset, a size or a count: so that what is added to it fits into 64 bits still."""
+Unsure = Annotated[int, Meta(ge=-1, le=2**62)]
+"""The same, or -1 where there is none."""
+Limit = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""A size that something was added to."""
+Epoch = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+Start = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""An incarnation, 0 where it is not known."""
+Number = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
 
 class Envelope(NamedTuple):
     """Who speaks to whom. A message whose envelope does not match is dropped, and counted.
@@ -47,11 +60,11 @@ class Envelope(NamedTuple):
         to: which start of the receiver it is meant for; 0 where the sender does not know yet, as in greetings.
     """
 
-    version: int
+    version: Unsure
     cluster: str
     sender: str
-    incarnation: int
-    to: int
+    incarnation: Start
+    to: Start
 
 
 class PeerMessage(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="op"):
@@ -74,12 +87,12 @@ class Greeting(PeerMessage, tag="greeting"):
     """
 
     disk_id: str
-    seen: int = 0
+    seen: Start = 0
     voters: list[str] = []
     empty: bool = False
     host: str = ""
-    port: int = 0
-    feature_level: int = 1
+    port: Number = 0
+    feature_level: Number = 1
     software: str = ""
 
 
@@ -102,7 +115,7 @@ class Gone(PeerMessage, tag="gone"):
         nodes: by name, in the start in which each was last heard.
     """
 
-    nodes: dict[str, int]
+    nodes: dict[str, Start]
 
 
 # Election ---
@@ -119,9 +132,9 @@ class VoteRequest(PeerMessage, tag="vote_request"):
         handover: the leader itself asked the candidate to stand: it is not protected any more.
     """
 
-    epoch: int
-    last_epoch: int = -1
-    end: int = 0
+    epoch: Epoch
+    last_epoch: Epoch = -1
+    end: Offset = 0
     pre: bool = False
     handover: bool = False
 
@@ -129,7 +142,7 @@ class VoteRequest(PeerMessage, tag="vote_request"):
 class Vote(PeerMessage, tag="vote"):
     """The answer: `epoch` is the voter's own where it refuses, the candidate's where it grants."""
 
-    epoch: int
+    epoch: Epoch
     granted: bool = False
     pre: bool = False
 
@@ -137,7 +150,7 @@ class Vote(PeerMessage, tag="vote"):
 class StandNow(PeerMessage, tag="stand_now"):
     """The leader, about to go, asks a voter that has its whole log to stand for election at once."""
 
-    epoch: int
+    epoch: Epoch
 
 
 # Snapshots of the metadata ---
@@ -156,11 +169,11 @@ class SnapshotPart(PeerMessage, tag="snapshot_part", kw_only=True):
         total: how many bytes the snapshot has.
     """
 
-    epoch: int
-    session: int
-    offset: int
-    position: int
-    total: int
+    epoch: Epoch
+    session: Unsure
+    offset: Offset
+    position: Offset
+    total: Offset
 
 
 class SnapshotTaken(PeerMessage, tag="snapshot_taken", kw_only=True):
@@ -173,11 +186,11 @@ class SnapshotTaken(PeerMessage, tag="snapshot_taken", kw_only=True):
         log_epoch: a newer epoch that is known here, -1 where the leader's is the newest.
     """
 
-    epoch: int
-    session: int
-    position: int = 0
+    epoch: Epoch
+    session: Unsure
+    position: Offset = 0
     installed: bool = False
-    log_epoch: int = -1
+    log_epoch: Epoch = -1
 
 
 # Replication ---
@@ -207,20 +220,20 @@ class Append(PeerMessage, tag="append", kw_only=True):
     """
 
     topic_id: str = METADATA
-    partition: int = 0
-    epoch: int
-    session: int
-    base: int
-    prev_epoch: int = -1
+    partition: Number = 0
+    epoch: Epoch
+    session: Unsure
+    base: Offset
+    prev_epoch: Epoch = -1
     probe: bool = False
     begins: bool = False
     rebuild: bool = False
-    high_watermark: int = -1
-    log_start: int = 0
-    metadata: int = -1
-    epochs: list[tuple[int, int]] = []
-    position: int = 0
-    stamp: int = 0
+    high_watermark: Unsure = -1
+    log_start: Offset = 0
+    metadata: Unsure = -1
+    epochs: list[tuple[Epoch, Offset]] = []
+    position: Offset = 0
+    stamp: Offset = 0
 
 
 class Appended(PeerMessage, tag="appended", kw_only=True):
@@ -243,18 +256,18 @@ class Appended(PeerMessage, tag="appended", kw_only=True):
     """
 
     topic_id: str = METADATA
-    partition: int = 0
-    epoch: int
-    session: int
+    partition: Number = 0
+    epoch: Epoch
+    session: Unsure
     status: Status = "ok"
-    written: int = 0
-    flushed: int = 0
-    begun: int = -1
-    limit: int = 0
-    high_watermark: int = 0
-    log_epoch: int = -1
-    end: int = 0
-    stamp: int = 0
+    written: Offset = 0
+    flushed: Offset = 0
+    begun: Epoch = -1
+    limit: Limit = 0
+    high_watermark: Unsure = 0
+    log_epoch: Epoch = -1
+    end: Offset = 0
+    stamp: Offset = 0
 
 
 # To the controller and back ---
@@ -271,12 +284,12 @@ class Register(PeerMessage, tag="register"):
     """
 
     disk_id: str
-    incarnation: int
+    incarnation: Start
     host: str
-    port: int
+    port: Number
     rack: str | None = None
     clean: bool = False
-    feature_level: int = 1
+    feature_level: Number = 1
 
 
 class ChangeIsr(PeerMessage, tag="change_isr"):
@@ -289,24 +302,24 @@ class ChangeIsr(PeerMessage, tag="change_isr"):
     """
 
     topic_id: str
-    partition: int
-    epoch: int
-    version: int
-    isr: dict[str, int]
+    partition: Number
+    epoch: Epoch
+    version: Unsure
+    isr: dict[str, Start]
 
 
 class ElectAnew(PeerMessage, tag="elect_anew"):
     """A leader cannot go on under its epoch."""
 
     topic_id: str
-    partition: int
-    epoch: int
+    partition: Number
+    epoch: Epoch
 
 
 class Leave(PeerMessage, tag="leave"):
     """A node is about to stop: what it leads is handed over; `stopped` says that it leads and keeps nothing now."""
 
-    incarnation: int
+    incarnation: Start
     stopped: bool = False
 
 
@@ -338,7 +351,7 @@ class Forward(PeerMessage, tag="forward"):
         number: chosen by the sender, which repeats the request under it until it is answered.
     """
 
-    number: int
+    number: Offset
     request: ControllerRequest
 
 
@@ -352,8 +365,8 @@ class Decided(PeerMessage, tag="decided"):
         code, message, details, outcome_unknown: of the error, where it was refused.
     """
 
-    number: int
-    end: int = 0
+    number: Offset
+    end: Offset = 0
     result: dict[str, Any] = {}
     code: str = ""
     message: str = ""
