@@ -12,7 +12,13 @@ from mesh.mesh import Mesh
 
 from zbroker.broker.partition import CONFIRM_MS, folder
 from zbroker.errors import InvalidRequest
-from zbroker.protocol.messages import AcceptLoss, ChangeVoters, CreateTopic, DeleteTopic
+from zbroker.protocol.messages import (
+    AcceptLoss,
+    ChangeVoters,
+    ChangeVotersReply,
+    CreateTopic,
+    DeleteTopic,
+)
 from zbroker.testing.clients import SimulatedConsumer
 from zbroker.testing.cluster import Machine
 
@@ -148,6 +154,28 @@ def test_a_cut_a_kill_and_a_voter_that_goes_lose_nothing(who: str, action: str) 
     producer.sending = False
     mesh.cluster.run_until(lambda: producer.idle, 30, "every outcome is known")
     assert {send.outcome for send in mesh.history.sends} == {"ok"}
+    mesh.heal()
+
+
+def test_a_replacement_may_be_asked_for_before_the_new_disk_is_there() -> None:
+    """What is remembered of a link to a node that is gone does not say that its old disk is up."""
+    mesh = Mesh()
+    lost = next(each for each in mesh.followers if each is not mesh.controller)
+    old = lost.disk_id
+    lost.kill()
+    mesh.cluster.run(3)
+    answers: list[object] = []
+    mesh.admin.ask(ChangeVoters(node=lost.name, action="replace", request_id="1"), answers.append)
+    mesh.cluster.run_until(lambda: answers, 20, "an answer")
+    assert isinstance(answers[0], ChangeVotersReply), answers[0]
+    assert lost.name not in answers[0].voters
+    lost.empty_disk()
+    lost.start()
+    mesh.cluster.run_until(
+        lambda: mesh.invariants.metadata.voters.get(lost.name) == lost.disk_id != old,
+        30,
+        "its vote",
+    )
     mesh.heal()
 
 

@@ -305,10 +305,19 @@ class ControllerDesk:
     def _change_voters(self, draft: Metadata, _: str, request: ChangeVoters) -> Decision:
         metadata = self._metadata
         records = voters.change_voters(
-            draft, node=request.node, action=request.action, disks=metadata.disks,
+            draft, node=request.node, action=request.action, disks=self._disks_heard(),
             caught_up=metadata.caught_up,
         )  # fmt: skip
         return records, {}
+
+    def _disks_heard(self) -> dict[str, str]:
+        """The disk of each node that is heard: what a link remembers of a node that is gone is of the past."""
+        since = self._now - self._settings.session_timeout
+        return {
+            node: disk
+            for node, disk in self._metadata.disks.items()
+            if node == self._settings.node or (self._metadata.heard(node) or 0) >= since
+        }
 
     def _accept_loss(self, draft: Metadata, _: str, request: AcceptLoss) -> Decision:
         topic = controller.find_topic(draft, request.topic, request.topic_id)
