@@ -442,9 +442,8 @@ class Broker:
             )
         elif self.quorum.leader is None:
             linked = [name for name, peer in self.mesh.peers.items() if peer.linked]
-            waiting = (
-                f"a controller, which takes a majority of the voters; it hears {linked or 'nobody'}"
-            )
+            heard = ", ".join(linked) or "nobody"
+            waiting = f"a controller, which takes a majority of the voters; it hears {heard}"
         else:
             waiting = "its logs and the controller"
         self._report("waiting", waiting_for=waiting)
