@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from mesh.mesh import Mesh
 
+from zbroker.broker.control import Answer
 from zbroker.errors import ZBrokerError
 from zbroker.protocol.messages import DeleteRecords, Metadata, MetadataReply
 from zbroker.testing.clients import SimulatedProducer
@@ -151,3 +152,21 @@ def test_a_replica_that_begins_behind_the_start_of_its_leaders_epoch_is_in_sync_
     SimulatedProducer("p", mesh.cluster, mesh.history, {"t": 1}, pace=(5 * MS, 20 * MS))
     away.start()
     mesh.cluster.run_until(mesh.in_sync, 10, "it is in sync again")
+
+
+def test_a_node_that_was_taken_for_dead_while_it_registered_registers_again() -> None:
+    """It learns that it is fenced while an older registration waits for its answer, and hears of nothing after that."""
+    mesh = Mesh()
+    machine = next(each for each in mesh.followers if each is not mesh.controller)
+    broker = machine.broker
+    broker._registering = True  # its answer is on its way
+    machine.freeze()
+    mesh.cluster.run_until(
+        lambda: not mesh.invariants.metadata.is_up(machine.name), 10, "it is fenced"
+    )
+    machine.thaw()
+    mesh.cluster.run_until(lambda: not broker.metadata.is_up(machine.name), 10, "it knows")
+    mesh.cluster.run(1)
+    broker._registered(Answer(0))
+    mesh.cluster.run_until(lambda: mesh.invariants.metadata.is_up(machine.name), 5, "it is up")
+    mesh.heal()

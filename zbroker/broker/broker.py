@@ -412,6 +412,7 @@ class Broker:
 
     def _on_full_tick(self, now: int, wall: int) -> None:
         self.mesh.on_tick(now)
+        self._register_if_needed()  # an answer that came late may be of a registration that is over by now
         self.control.on_tick(now, wall)
         self.petitions.on_tick(now, wall)
         self._tell_gone()
