@@ -153,6 +153,16 @@ def test_what_was_deleted_need_not_be_seen() -> None:
     assert check(history, drained=True) == []
 
 
+def test_a_reader_may_skip_what_was_deleted_while_it_read() -> None:
+    history = good()
+    history.polls.append(polled(0, b"a", client="late"))
+    history.polls.append(polled(2, b"c", client="late"))
+    skipped = [problem for problem in check(history) if problem.startswith("gap: late")]
+    assert skipped
+    history.deleted[P] = 2
+    assert not [problem for problem in check(history) if problem.startswith("gap: late")]
+
+
 def test_enough_is_enough() -> None:
     history = History(sends=[sent(b"%d" % number, number) for number in range(50)])
     assert len(check(history, drained=True, most=7)) == 7

@@ -253,6 +253,7 @@ def gaps(history: History) -> Problems:
         if not offsets or partition not in seen:
             continue
         first, last = min(offsets), max(offsets)
+        first = max(first, history.deleted.get(partition, 0) - 1)
         for offset in seen[partition]:
             if first < offset < last and offset not in offsets:
                 yield (
