@@ -6,6 +6,7 @@ counts: frames that libzmq collects of messages that have not ended yet.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -16,11 +17,19 @@ SPARE_BYTES = 128 << 20
 """What a node needs beyond what `limits: memory` counts: indexes, queues of small messages, the interpreter."""
 
 
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@functools.cache
+def _statm() -> int:
+    """The process's own numbers, kept open: they are looked at ten times a second."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+
 def resident_bytes() -> int:
     """The process's resident memory; its peak where the present value cannot be had."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(os.pread(_statm(), 100, 0).split()[1]) * PAGE_BYTES
     except OSError:
         import resource
 
