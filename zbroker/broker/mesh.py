@@ -104,11 +104,6 @@ class Mesh:
         self._now = 0
         self._envelopes: dict[str, tuple[int, str, bytes]] = {}
 
-    def incarnation(self, node: str) -> int:
-        """A peer's start, 0 where it is not linked."""
-        peer = self.peers.get(node)
-        return peer.incarnation if peer is not None and peer.linked else 0
-
     # Sending ---
 
     def send(
