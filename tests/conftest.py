@@ -15,6 +15,7 @@ from zbroker.testing.nodes import NodeProcess, running_node
 settings.register_profile(
     "zbroker", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
+settings.register_profile("brief", settings.get_profile("zbroker"), max_examples=20)
 settings.load_profile("zbroker")
 
 

@@ -18,6 +18,8 @@ import pytest
 from zbroker import Producer
 from zbroker.testing.nodes import NodeProcess, running_node, wait_for
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3600
 
 

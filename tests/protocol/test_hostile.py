@@ -126,6 +126,7 @@ def test_an_honest_bomb_stops_at_the_limit() -> None:
         assert peak_of(lambda b=batch, h=header: decode_records(b, 0, h, max_length=MIB)) < MIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 20_260, None])
 def test_fuzz(seed: int | None) -> None:
     """A few seconds of hostile frames, in a process of limited memory; the failure says how to replay."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # the same imports on every Python
+
 ROOT = Path(__file__).parents[2]
 PURE = ("broker", "cluster", "groups", "log", "protocol", "replication")
 
