@@ -106,7 +106,8 @@ from zbroker.protocol.peers import (
 
 State = Literal["starting", "serving", "leaving", "stopping", "closing", "stopped", "failed"]
 
-TICK_MS = 100
+TICK_MIN_MS = 80
+"""How long after one full tick the next one may come: as soon as something wakes the node anyway."""
 SECOND = 1000
 WAITING_MS = 5000
 """How often a node that waits for others to start says for what."""
@@ -406,7 +407,7 @@ class Broker:
         if self.formation.identity is not None:
             self.quorum.on_tick(now, wall)
         if now >= self._next_tick:
-            self._next_tick = now + TICK_MS - TICK_MS // 10
+            self._next_tick = now + TICK_MIN_MS
             self._on_full_tick(now, wall)
         self._settle()
 

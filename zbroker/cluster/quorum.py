@@ -182,8 +182,14 @@ class MetadataPartition:
 
     @property
     def due(self) -> int | None:
-        """When `on_tick` has something to do before the usual tick."""
-        return None if self.election is None or self._is_deaf() else self.election.due
+        """When `on_tick` has something to do before the usual tick: a leader's heartbeat, a voter's patience."""
+        if self.election is None or self._is_deaf():
+            return None
+        due = self.election.due
+        if self.replica.leader is None:
+            return due
+        beat = self._beat_at + HEARTBEAT_MS
+        return beat if due is None else min(due, beat)
 
     @property
     def voters(self) -> Mapping[str, str]:
@@ -333,12 +339,25 @@ class MetadataPartition:
         if election is None or self._is_deaf():
             return
         if election.on_leader(sender, message.epoch, now) or message.epoch < election.epoch:
-            self._appoint()
+            if not self._follows(sender):
+                self._appoint()
             end = self.replica.log.end_offset
             self.replica.on_append(sender, message, batches, now)
             if self.replica.log.end_offset > end:
                 self._followed(batches, end)
             self._settle()
+
+    def _follows(self, leader: str) -> bool:
+        """Whether the replica follows this leader of the present epoch already."""
+        follower, appointed = self.replica.follower, self.replica.appointment
+        return (
+            follower is not None
+            and appointed is not None
+            and self.election is not None
+            and follower.epoch == appointed.epoch == self.election.epoch
+            and appointed.leader == leader == self.election.leader
+            and not self._snapshots.installing
+        )
 
     def _followed(self, batches: Sequence[Frame], begin: int) -> None:
         """What the follower has just appended, of what it was sent."""

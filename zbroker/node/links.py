@@ -41,7 +41,8 @@ class Links:
 
     Attributes:
         counters: what was dropped, by reason.
-        due: when `on_tick` is wanted before its usual time, None where it need not be; ms, monotonic.
+        due: when `on_tick` is wanted, None where it need not be; ms, monotonic.
+        unsettled: lanes that were not read to the end, until a poller has looked at them.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Links:
         """
         self.counters: Counter[str] = Counter()
         self.due: int | None = None
+        self.unsettled: set[zmq.Socket[bytes]] = set()
         self._context = context
         self._frame_max = frame_max
         self._listeners: dict[Lane, socket.socket] = {}
@@ -91,6 +93,7 @@ class Links:
         The last resort against a connection whose message never ends, as in `Sockets.reopen`. The ports stay listened
         on meanwhile: a refused connect would tell the peers that this node is gone.
         """
+        self.unsettled.clear()
         for lane, listener in self._listeners.items():
             if lane in self._pulls:
                 self._pulls[lane].close(0)
@@ -107,6 +110,7 @@ class Links:
             self._peers[node] = Outgoing(self._context, address, self._selector, self._resolver)
         else:
             self.counters["peers_refused"] += 1
+        self._settle()
 
     def close(self, linger_ms: int) -> None:
         """Sends what is queued for up to `linger_ms` while the context lives, then closes."""
@@ -148,6 +152,7 @@ class Links:
                 self.counters["messages_of_too_many_frames"] += 1
                 continue
             yield frames
+        self.unsettled.add(self._pulls[lane])
 
     # Peers ---
 
@@ -181,7 +186,7 @@ class Links:
                 yield name, event
 
     def on_tick(self, now: int) -> None:
-        """About every 100 ms, and when `due` has come: probes and names. `events` may have news afterwards."""
+        """When `due` has come: probes and names. `events` may have news afterwards."""
         for peer in self._peers.values():
             peer.on_tick(now)
         self._settle()

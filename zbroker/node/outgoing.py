@@ -118,7 +118,10 @@ class Outgoing:
     @property
     def due(self) -> int | None:
         """When `on_tick` is wanted, None while nothing is waited for; ms, monotonic."""
-        return self._watch.due
+        due, resolve_at = self._watch.due, self._resolve_at
+        if resolve_at is None or self._watch.linked:
+            return due
+        return resolve_at if due is None else min(due, resolve_at)
 
     def on_tick(self, now: int) -> None:
         """Looks the name up, begins a probe and gives it up, when they are due."""

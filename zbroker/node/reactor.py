@@ -2,13 +2,15 @@
 
 Owns the order of a turn: completions first, for they free what others wait for, then what other nodes say, then
 requests, then subscriptions, each at most so many a turn that none starves the others, then what is due by time.
+What is due about every 100 ms is done when something else wakes the node, such as a heartbeat, as far as that comes in
+time: an idle node wakes up once for both.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import zmq
 
@@ -16,6 +18,7 @@ from zbroker.broker.broker import Broker
 from zbroker.node.links import Links
 from zbroker.node.memory import MemoryGuard
 from zbroker.node.outgoing import Lane
+from zbroker.node.poller import Poller
 from zbroker.node.sockets import Sockets
 from zbroker.node.storage import ThreadedStorage
 
@@ -23,7 +26,8 @@ REQUESTS_A_TURN = 64
 A_TURN: dict[Lane, int] = {"control": 256, "data": 32}
 """Messages of peers, by lane."""
 SUBSCRIPTIONS_A_TURN = 256
-TICK_MS = 100
+TICK_MIN_MS, TICK_MAX_MS = 80, 120
+"""How long after a tick whatever wakes the node brings the next one, and when it comes by itself."""
 
 
 class Reactor:
@@ -62,11 +66,11 @@ class Reactor:
         broker, sockets, links = self._broker, self._sockets, self._links
         storage = self._storage
         poller = self._new_poller()
-        now = monotonic_ms()
-        next_tick, deadline = now, None
+        now = ticked = monotonic_ms()
+        deadline = None
         broker.start(now, wall_ms())
         while broker.state not in ("stopped", "failed"):
-            ready = {socket for socket, _ in poller.poll(max(0, self._next(next_tick) - now))}
+            ready = poller.poll(max(0, self._next(ticked) - now), self._unsettled())
             now = monotonic_ms()
             for completion in storage.completions():
                 broker.on_event(completion, now)
@@ -83,50 +87,60 @@ class Reactor:
             if sockets.xpub in ready:
                 for subject in sockets.subscriptions(SUBSCRIPTIONS_A_TURN):
                     broker.on_subscribe(subject)
-            if broker.due is not None and now >= broker.due:
-                broker.on_tick(now, wall_ms())
             if links.due is not None and now >= links.due:
                 links.on_tick(now)
                 self._look_at_links(now)
-            if now >= next_tick:
-                next_tick = now + TICK_MS
-                links.on_tick(now)
-                self._look_at_links(now)
+            if now >= ticked + TICK_MIN_MS:
+                ticked = now
                 broker.on_tick(now, wall_ms())
                 self._on_tick()
-                if self._memory.is_exceeded():
+                if self._memory.is_exceeded(now):
                     sockets.reopen()
                     links.reopen()
                     self._memory.settle()
+                    poller.close()
                     poller = self._new_poller()
+            elif broker.due is not None and now >= broker.due:
+                broker.on_tick(now, wall_ms())
             if self._wake_fd in ready:
                 os.read(self._wake_fd, 64)
             if deadline is None and self._stop_requested():
                 deadline = now + stop_timeout_ms
                 broker.stop()
             if deadline is not None and now >= deadline:
-                return
+                break
+        poller.close()
 
-    def _next(self, next_tick: int) -> int:
+    def _next(self, ticked: int) -> int:
         """When something is due by time, monotonic ms."""
+        earliest = ticked + TICK_MAX_MS
         for due in (self._broker.due, self._links.due):
-            if due is not None and due < next_tick:
-                next_tick = due
-        return next_tick
+            if due is not None and due < earliest:
+                earliest = due
+        return earliest
+
+    def _unsettled(self) -> Collection[zmq.Socket[bytes]]:
+        """Sockets in which messages may wait though no descriptor says so."""
+        unsettled = [*self._sockets.unsettled, *self._links.unsettled]
+        self._sockets.unsettled.clear()
+        self._links.unsettled.clear()
+        return unsettled
 
     def _look_at_links(self, now: int) -> None:
         """What the links to other nodes show."""
         for node, event in self._links.events(now):
             self._broker.on_link(node, event, now)
 
-    def _new_poller(self) -> zmq.Poller:
-        poller = zmq.Poller()
-        poller.register(self._sockets.router, zmq.POLLIN)
-        poller.register(self._sockets.xpub, zmq.POLLIN)
-        for socket in self._links.sockets():
-            poller.register(socket, zmq.POLLIN)
-        poller.register(self._storage.fileno(), zmq.POLLIN)
-        poller.register(self._wake_fd, zmq.POLLIN)
+    def _new_poller(self) -> Poller:
+        poller = Poller()
+        for each in (
+            self._sockets.router,
+            self._sockets.xpub,
+            *self._links.sockets(),
+            self._storage.fileno(),
+            self._wake_fd,
+        ):
+            poller.register(each)
         return poller
 
 

@@ -62,6 +62,8 @@ class Sockets:
         self._unread_total = 0
         self._prefixes: Counter[bytes] = Counter()
         self._wanted: dict[bytes, bool] = {}
+        self.unsettled: set[zmq.Socket[bytes]] = set()
+        """Sockets that were sent through or not read to the end, until a poller has looked at them."""
         self.counters: Counter[str] = Counter()
         """What was dropped and refused, by reason."""
         try:
@@ -89,6 +91,7 @@ class Sockets:
         self._unread_total = 0
         self._prefixes.clear()
         self._wanted.clear()
+        self.unsettled.clear()
         self.counters["sockets_reopened"] += 1
         deadline = time.monotonic() + REBIND_S
         while True:
@@ -129,6 +132,7 @@ class Sockets:
                 yield client, frames
             else:
                 self._turn_away(client, frames)
+        self.unsettled.add(self.router)
 
     def subscriptions(self, most: int) -> Iterator[bytes]:
         """Subjects that were newly subscribed to; endings are taken note of on the way."""
@@ -146,6 +150,7 @@ class Sockets:
                 if self._prefixes[message[1:]] <= 0:
                     del self._prefixes[message[1:]]
                 self._wanted.clear()
+        self.unsettled.add(self.xpub)
 
     # The broker's Transport ---
 
@@ -157,6 +162,7 @@ class Sockets:
             else [to.client, wire.encode(message)]
         )
         send = self.router.send
+        self.unsettled.add(self.router)
         try:
             for frame in frames[:-1]:
                 send(frame, MORE)
@@ -181,6 +187,7 @@ class Sockets:
     ) -> None:
         """Pushes to those who subscribed; those who do not read miss it."""
         send = self.xpub.send
+        self.unsettled.add(self.xpub)
         send(subject, MORE)
         if batch is None or len(batch) > PUSHED_BATCH_MAX:
             send(wire.encode(head), NOBLOCK)
