@@ -106,6 +106,22 @@ def test_a_fetch_at_the_end_waits_and_is_answered_empty_handed(world: World) -> 
     world.check_rest()
 
 
+def test_a_partition_at_rest_is_told_the_time_again_once_somebody_waits(world: World) -> None:
+    ((partition,),) = [[*kept.values()] for kept in world.broker.partitions.values()]
+    world.tick()
+    assert partition.resting
+    number = world.send(Fetch(topic="t", offset=0, wait=1000))
+    assert not partition.resting
+    world.tick(1100)
+    world.run()
+    assert world.answer(number) is not None
+    world.tick()
+    assert partition.resting
+    world.produce(b"a")
+    assert not partition.resting, "a checkpoint is due in a while"
+    world.check_rest()
+
+
 def test_idempotence(world: World) -> None:
     opened = world.ask(InitProducer())
     producer = (opened.producer_id, opened.producer_epoch, 0)

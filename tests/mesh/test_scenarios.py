@@ -71,6 +71,26 @@ def test_a_leader_with_too_few_in_sync_does_not_name_an_end_that_others_have_pas
     assert mesh.history.asked[-1].offset > acknowledged.offset
 
 
+def test_a_replica_that_had_nothing_to_do_for_long_stays_in_sync() -> None:
+    """A partition at rest is not told the time; its next record must not be taken for one that is long overdue."""
+    mesh = Mesh()
+    mesh.takes()
+    kept = [machine.broker.partitions[mesh.topic_id][0] for machine in mesh.cluster.up]
+    mesh.cluster.run_until(lambda: all(each.resting for each in kept), 120, "all are at rest")
+    mesh.cluster.run(10)
+    version = mesh.state.version
+    sent = mesh.prober.produce(mesh.leader.name, mesh.place, "all")
+    follower = mesh.followers[0]
+    follower.freeze()
+    mesh.cluster.run(0.4)
+    assert sent.outcome == "unknown"
+    follower.thaw()
+    mesh.cluster.run_until(lambda: sent.outcome == "ok", 1, "it is acknowledged")
+    assert mesh.in_sync()
+    assert mesh.state.version == version
+    mesh.heal()
+
+
 def test_a_node_that_stops_does_not_spin() -> None:
     """While its metadata log is being closed, no election is due: its loop would not sleep."""
     cluster = SimulatedCluster(1)

@@ -223,7 +223,7 @@ class Keeper:
     def on_tick(self, petitions: Petitions, eligible: Collection[str], now: int) -> None:
         """About every 100 ms."""
         self.ledger.on_tick()
-        for partition in list(self._owners.values()):
+        for partition in [each for each in self._owners.values() if not each.resting]:
             before = partition.life
             partition.on_tick(now)
             if partition.life != before:

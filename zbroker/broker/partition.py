@@ -113,6 +113,7 @@ class Partition:
     """One node's part in one partition. See the module for its life.
 
     Attributes:
+        resting: nothing is due by time: `on_tick` is not wanted until something else has happened.
         replica: the copy of the log, and the role in which it is kept.
         version: of the partition's metadata, as they were last applied here.
     """
@@ -150,6 +151,7 @@ class Partition:
             self.log, self._leader_settings(), send=send, answer=answer, budgets=budgets
         )
         self.version = -1
+        self.resting = False
         self.records_in = 0
         self.bytes_in = 0
         self.records_rate = 0.0
@@ -230,7 +232,7 @@ class Partition:
 
     def appoint(self, appointment: Appointment, version: int, now: int) -> None:
         """What the newest metadata say of the partition."""
-        self._now = now
+        self._wake(now)
         self.version = version
         if self.life == "open":
             self.replica.appoint(appointment, now)
@@ -238,7 +240,7 @@ class Partition:
 
     def stop(self, now: int) -> None:
         """Takes nothing new, finishes what pends, then closes the log in order."""
-        self._now = now
+        self._wake(now)
         self._readers.release_all()
         if self.life == "open":
             self.life = "stopping"
@@ -247,7 +249,7 @@ class Partition:
 
     def delete(self, now: int) -> None:
         """The topic is gone: tells everyone who waits, and closes the log so that its files can go."""
-        self._now = now
+        self._wake(now)
         self.life = "deleting"
         self._refuse_all(UnknownTopic(f"topic {self.topic!r} was deleted", outcome_unknown=True))
         self.replica.close()
@@ -256,6 +258,7 @@ class Partition:
 
     def alter(self, settings: TopicSettings) -> None:
         """The topic's settings changed."""
+        self.resting = False
         self.settings = settings
         self.log.alter(log_settings(settings))
         self.replica.settings = self._leader_settings()
@@ -268,7 +271,7 @@ class Partition:
         self, to: Conversation, request: Produce, batch: Frame, now: int, wall: int
     ) -> None:
         """Checks, stamps and appends one batch; answers when it is as safe as asked."""
-        self._now = now
+        self._wake(now)
         leader = self._check_taking()
         log = self.log
         if log.full:
@@ -313,6 +316,7 @@ class Partition:
 
     def fetch(self, to: Conversation, request: Fetch, now: int) -> None:
         """Answers with committed batches from the offset on, or waits until there are some."""
+        self._wake(now)
         self.check_reading()
         self._readers.fetch(to, request, now, may_wait=self.life == "open")
 
@@ -321,6 +325,7 @@ class Partition:
 
         Only from a leader that is sure to be one still: a deposed one could name an end that others have passed.
         """
+        self._wake(now)
         self.check_reading()
         leader = self._leader
         assert leader is not None
@@ -335,6 +340,7 @@ class Partition:
 
     def delete_records(self, to: Conversation, request: DeleteRecords) -> None:
         """Moves the log start up; answers when that is on disk."""
+        self.resting = False
         self._check_taking()
         if request.before > self.high_watermark:
             raise OffsetOutOfRange(
@@ -359,12 +365,12 @@ class Partition:
 
     def on_append(self, sender: str, message: Append, batches: Sequence[Frame], now: int) -> None:
         """The leader sends."""
-        self._now = now
+        self._wake(now)
         self.replica.on_append(sender, message, batches, now)
 
     def on_appended(self, sender: str, incarnation: int, answer: Appended, now: int) -> None:
         """A follower answers."""
-        self._now = now
+        self._wake(now)
         self.replica.on_appended(sender, incarnation, answer, now)
         self._after()
 
@@ -392,7 +398,7 @@ class Partition:
 
     def on_event(self, completion: Completion, now: int) -> None:
         """A storage request of this partition's log is done."""
-        self._now = now
+        self._wake(now)
         event = self.replica.on_event(completion, now)
         if event is not None:
             self._handle(event)
@@ -411,11 +417,24 @@ class Partition:
                 self._leader.confirm(now)  # the question, or its answer, may be lost
         if self._stop_by is not None:
             self._close_when_idle()
+        self.resting = (
+            self.life == "open"
+            and self.replica.at_rest
+            and not (self._producers or self._unconfirmed or self._readers.waiting)
+        )
+
+    def _wake(self, now: int) -> None:
+        """Something happens. To a partition at rest it happens as if it had been told the time until now."""
+        self._now = now
+        if self.resting:
+            self.resting = False
+            self.replica.on_tick(now)
 
     def on_second(self, wall: int) -> None:
         """Once a second: retention and rates."""
         if self.life == "open" and self.serves:
             self.log.retain(self.high_watermark, wall)
+            self.resting = self.resting and self.log.at_rest
         records, size = self.records_in - self._counted[0], self.bytes_in - self._counted[1]
         self._counted = (self.records_in, self.bytes_in)
         self.records_rate += (records - self.records_rate) * RATE_WEIGHT

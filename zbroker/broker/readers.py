@@ -35,6 +35,11 @@ class Readers:
         self.reading = 0
         """Reads and searches that the log has yet to answer: the partition stays for them."""
 
+    @property
+    def waiting(self) -> bool:
+        """Whether anybody waits for a record."""
+        return bool(self._waiting)
+
     # Requests ---
 
     def fetch(self, to: Conversation, request: Fetch, now: int, *, may_wait: bool) -> None:

@@ -533,6 +533,22 @@ class Log:
         self._now = now
         self._proceed()
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is under way and nothing is due by time, until something is asked of the log."""
+        return (
+            self.state == "open"
+            and not self.full
+            and not self._bytes_since
+            and not self._checkpoint_due
+            and not self._unflushed
+            and not self._runs
+            and not self._moves
+            and self._writing is None
+            and self._upkeep is None
+            and self._truncation is None
+        )
+
     def _proceed(self) -> None:
         """Starts whatever can go on: writes first, then upkeep, then what needs the log to be still."""
         if self.state not in ("open", "closing"):

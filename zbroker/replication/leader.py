@@ -302,6 +302,27 @@ class Leader:
             else:
                 self._pump(node, follower)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether every replica is in sync and knows all there is, so that no passing of time calls for anything."""
+        end = self.log.end_offset
+        flushed = self.settings.flushed
+        return (
+            self.high_watermark == end
+            and self.proposed is None
+            and len(self.isr) == 1 + len(self.followers)
+            and all(
+                node in self.isr
+                and follower.state == "streaming"
+                and not follower.reading
+                and follower.durable(flushed=flushed) >= end
+                and follower.begun >= self.epoch
+                and follower.told >= end
+                and follower.asked_at <= follower.heard_at
+                for node, follower in self.followers.items()
+            )
+        )
+
     def heartbeat(self, now: int) -> None:
         """Sends something to every follower, so that it hears its leader and answers."""
         self._now = max(self._now, now)
@@ -526,6 +547,8 @@ class Leader:
 
     def advance(self) -> bool:
         """Moves the high watermark to what counts by now; whether it moved. Called after whatever may move it."""
+        if self.high_watermark == self.log.end_offset:
+            return False  # as far as it goes
         offset = self._committed()
         if offset <= self.high_watermark:
             return False

@@ -143,6 +143,7 @@ class Replica:
                 if sorted(appointment.isr) != self.leader.isr:
                     self.leader.isr_committed(appointment.isr)
                 self._set_followers()
+                self.leader.advance()
             elif self.state == "idle" and appointment.leader != self.settings.node:
                 self._take_up()  # this node is up again, under the leader that there was
             return
@@ -304,6 +305,13 @@ class Replica:
         if self.leader is not None:
             self.leader.advance()
         return event
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether `on_tick` has nothing to do, and will have nothing to do, until something else happens."""
+        if self.resigned or not self.log.at_rest:
+            return False
+        return self.leader.at_rest if self.leader is not None else self.state == "following"
 
     def on_tick(self, now: int) -> None:
         """About every 100 ms."""
