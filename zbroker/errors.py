@@ -252,6 +252,47 @@ class InvalidRequest(ZBrokerError):
     code = "invalid_request"
 
 
+# What a node answers: groups ---
+
+
+class NotCoordinator(ZBrokerError):
+    """This node does not coordinate the group; details may name the node that does."""
+
+    code = "not_coordinator"
+    hint = "refresh"
+
+
+class UnknownGroup(ZBrokerError):
+    """There is no group of that name."""
+
+    code = "unknown_group"
+
+
+class GroupNotEmpty(ZBrokerError):
+    """The group has members: what was asked for needs them gone."""
+
+    code = "group_not_empty"
+
+
+class MemberFenced(ZBrokerError):
+    """The member is out of its group: its session ended, or another took its name; others may have its partitions."""
+
+    code = "member_fenced"
+
+
+class StaleMemberEpoch(ZBrokerError):
+    """The member's epoch is not the present one: a heartbeat tells it what it owns now."""
+
+    code = "stale_member_epoch"
+    hint = "retry"
+
+
+class NotOwned(ZBrokerError):
+    """The partition is not the member's to commit, or not any more."""
+
+    code = "not_owned"
+
+
 # What a node answers: its own state ---
 
 

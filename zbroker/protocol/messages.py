@@ -39,6 +39,7 @@ UnlessAgain = Annotated[
     str | None, Meta(description="refused when the topic has another id by now")
 ]
 Settings = Annotated[dict[str, Setting], Meta(description="settings by name, as people write them")]
+GroupName = Annotated[str, Meta(description="the group's name", max_length=255)]
 HighWatermark = Annotated[int, Meta(description="first offset that is not committed yet")]
 LogStart = Annotated[int, Meta(description="first offset that is kept")]
 LeaderEpoch = Annotated[int, Meta(description="the partition's leader epoch")]
@@ -251,6 +252,240 @@ class OffsetsReply(Message, tag_field="op", tag="offsets"):
     leader_epoch: LeaderEpoch = -1
     high_watermark: HighWatermark = 0
     log_start: LogStart = 0
+
+
+# Groups ---
+
+
+class TopicPartitions(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """Partitions of one topic."""
+
+    topic_id: TopicId
+    topic: Annotated[TopicName, Meta(description="the topic's name")] = ""
+    partitions: Annotated[list[PartitionNumber], Meta(description="partition numbers")] = []
+
+
+class FindCoordinator(Message, tag_field="op", tag="find_coordinator"):
+    """Asks which node coordinates a group; any node answers."""
+
+    group: GroupName = ""
+
+
+class FindCoordinatorReply(Message, tag_field="op", tag="find_coordinator"):
+    """The leader of the group's partition of the internal topic."""
+
+    node: Annotated[str, Meta(description="the coordinator's node name")] = ""
+    host: Annotated[str, Meta(description="where it listens: a host name or a numeric address")] = (
+        ""
+    )
+    port: Annotated[int, Meta(description="its base port")] = 0
+    epoch: LeaderEpoch = -1
+
+
+class GroupHeartbeat(Message, tag_field="op", tag="group_heartbeat"):
+    """Joins a group, stays in it, says what is owned and released, or leaves; only the coordinator takes it.
+
+    The coordinator holds the reply for `wait` ms while it has nothing new for the member. A second heartbeat of a
+    member has the one before it answered at once.
+    """
+
+    group: GroupName = ""
+    member: Annotated[
+        str,
+        Meta(
+            description="chosen by the member at random, 1 to 64 characters, for one joining",
+            max_length=64,
+        ),
+    ] = ""
+    member_epoch: Annotated[
+        int,
+        Meta(
+            description="as last answered; 0 joins, -1 leaves, -2 leaves for a restart that keeps its partitions",
+            ge=-2, le=2**31 - 1,
+        ),
+    ] = 0  # fmt: skip
+    instance: Annotated[
+        str | None,
+        Meta(
+            description="a static member's name: a restart under it keeps its partitions",
+            max_length=255,
+        ),
+    ] = None
+    topics: Annotated[
+        list[TopicName],
+        Meta(description="names, and patterns in which * stands for any characters"),
+    ] = []
+    owned: Annotated[
+        list[TopicPartitions] | None,
+        Meta(description="every partition held, revoked ones until released; nil: as said before"),
+    ] = None
+    assignor: Annotated[
+        Literal["sticky", "range"],
+        Meta(description="how partitions are given; the one most members name"),
+    ] = "sticky"
+    rack: Annotated[
+        str | None,
+        Meta(
+            description="node or rack that the member is near: partitions led there are preferred"
+        ),
+    ] = None
+    session_timeout: Annotated[
+        Uint, Meta(description="ms without a heartbeat after which it is out")
+    ] = 10_000
+    release_timeout: Annotated[
+        Uint, Meta(description="ms that it may take to release a partition before it is out")
+    ] = 300_000
+    client: Annotated[str, Meta(description="for people: the client's name", max_length=255)] = ""
+    wait: Annotated[
+        Uint, Meta(description="ms that the answer may be held while nothing is new")
+    ] = 0
+
+
+class GroupHeartbeatReply(Message, tag_field="op", tag="group_heartbeat"):
+    """Who the member is by now and what it is to own: of that it takes what it has, and releases the rest."""
+
+    member_epoch: Annotated[
+        int, Meta(description="to be sent with what follows; -1 once it has left")
+    ] = -1
+    group_epoch: Annotated[
+        int, Meta(description="grows with each change of members, subscriptions or topics")
+    ] = -1
+    assignment: Annotated[
+        list[TopicPartitions] | None,
+        Meta(description="every partition that the member may read now; nil: as said before"),
+    ] = None
+    heartbeat_interval: Annotated[
+        int, Meta(description="ms after which it should be heard again at most")
+    ] = 2_500
+
+
+class GroupOffset(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A position that a group has committed in one partition."""
+
+    topic_id: TopicId = ""
+    topic: Annotated[TopicName, Meta(description="the topic's name")] = ""
+    partition: OfPartition = 0
+    offset: Annotated[
+        int,
+        Meta(
+            description="the first offset that is not done yet; -1: none is committed (to commit: forget it)",
+            ge=-1,
+        ),
+    ] = -1
+    epoch: Annotated[
+        Epoch, Meta(description="leader epoch of the record before it, -1 if not known")
+    ] = -1
+    note: Annotated[str, Meta(description="the application's own words", max_length=4096)] = ""
+    time: Annotated[
+        int,
+        Meta(description="ms since the epoch when it was committed; filled in by the coordinator"),
+    ] = -1
+    error: Annotated[str | None, Meta(description="error code, where this one was refused")] = None
+
+
+class CommitOffsets(Message, tag_field="op", tag="commit_offsets"):
+    """Commits positions of a group: for a member those of partitions that it owns, for others while it has none."""
+
+    group: GroupName = ""
+    member: Annotated[
+        str, Meta(description="the member; empty: none, which only an empty group takes")
+    ] = ""
+    member_epoch: Annotated[int, Meta(description="the member's epoch, as last answered")] = -1
+    offsets: Annotated[list[GroupOffset], Meta(description="the positions")] = []
+
+
+class CommitOffsetsReply(Message, tag_field="op", tag="commit_offsets"):
+    """The positions are on the disks of the in-sync replicas, but for those with an error."""
+
+    refused: Annotated[
+        list[GroupOffset], Meta(description="positions that were not committed, with their errors")
+    ] = []
+
+
+class FetchOffsets(Message, tag_field="op", tag="fetch_offsets"):
+    """Asks for committed positions of a group."""
+
+    group: GroupName = ""
+    partitions: Annotated[
+        list[TopicPartitions] | None, Meta(description="which; nil asks for all that are committed")
+    ] = None
+
+
+class FetchOffsetsReply(Message, tag_field="op", tag="fetch_offsets"):
+    """The committed positions; `offset: -1` where none is."""
+
+    offsets: Annotated[list[GroupOffset], Meta(description="by topic and partition")] = []
+
+
+class GroupMember(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A member as the coordinator knows it."""
+
+    member: Annotated[str, Meta(description="the member's id")] = ""
+    instance: Annotated[str | None, Meta(description="a static member's name")] = None
+    client: Annotated[str, Meta(description="the client's name")] = ""
+    epoch: Annotated[int, Meta(description="the member's epoch")] = -1
+    state: Annotated[
+        Literal["stable", "releasing", "waiting", "away"],
+        Meta(
+            description="has its target; is to release some; waits for others' release; a static member between starts"
+        ),
+    ] = "stable"
+    topics: Annotated[list[str], Meta(description="names and patterns subscribed to")] = []
+    assignment: Annotated[list[TopicPartitions], Meta(description="what it may read now")] = []
+    target: Annotated[list[TopicPartitions], Meta(description="what it is to have in the end")] = []
+    heard: Annotated[int, Meta(description="ms since its last heartbeat")] = 0
+
+
+class DescribeGroup(Message, tag_field="op", tag="describe_group"):
+    """Asks the coordinator for a group's members and positions."""
+
+    group: GroupName = ""
+
+
+class DescribeGroupReply(Message, tag_field="op", tag="describe_group"):
+    """The group as it is now."""
+
+    state: Annotated[
+        Literal["empty", "stable", "assigning"],
+        Meta(description="no members; all have their targets; partitions are on their way"),
+    ] = "empty"
+    epoch: Annotated[int, Meta(description="the group's epoch")] = -1
+    assignor: Annotated[str, Meta(description="how partitions are given")] = "sticky"
+    rebalances: Annotated[
+        int, Meta(description="targets computed since the coordinator took over")
+    ] = 0
+    members: Annotated[list[GroupMember], Meta(description="by id")] = []
+    offsets: Annotated[list[GroupOffset], Meta(description="committed positions")] = []
+
+
+class GroupListing(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A group in a list."""
+
+    group: GroupName = ""
+    state: Annotated[
+        Literal["empty", "stable", "assigning"], Meta(description="as in describe_group")
+    ] = "empty"
+    members: Annotated[int, Meta(description="how many members")] = 0
+
+
+class ListGroups(Message, tag_field="op", tag="list_groups"):
+    """Asks a node for the groups that it coordinates."""
+
+
+class ListGroupsReply(Message, tag_field="op", tag="list_groups"):
+    """The groups coordinated by the answering node."""
+
+    groups: Annotated[list[GroupListing], Meta(description="by name")] = []
+
+
+class DeleteGroup(Message, tag_field="op", tag="delete_group"):
+    """Forgets a group without members, and its positions."""
+
+    group: GroupName = ""
+
+
+class DeleteGroupReply(Message, tag_field="op", tag="delete_group"):
+    """The group is gone."""
 
 
 # Administration ---
@@ -495,10 +730,14 @@ Request = (
     Hello | Metadata | InitProducer | Produce | Fetch | Offsets
     | CreateTopic | AlterTopic | DeleteTopic | MovePartitions | DrainNode | ChangeVoters
     | AcceptLoss | DeleteRecords | Stats | Status
+    | FindCoordinator | GroupHeartbeat | CommitOffsets | FetchOffsets
+    | DescribeGroup | ListGroups | DeleteGroup
 )  # fmt: skip
 Reply = (
     HelloReply | MetadataReply | InitProducerReply | ProduceReply | FetchReply | OffsetsReply
     | CreateTopicReply | AlterTopicReply | DeleteTopicReply | MovePartitionsReply
     | DrainNodeReply | ChangeVotersReply | AcceptLossReply | DeleteRecordsReply
-    | StatsReply | StatusReply | ErrorReply
+    | StatsReply | StatusReply
+    | FindCoordinatorReply | GroupHeartbeatReply | CommitOffsetsReply | FetchOffsetsReply
+    | DescribeGroupReply | ListGroupsReply | DeleteGroupReply | ErrorReply
 )  # fmt: skip
