@@ -34,7 +34,10 @@ NOW = 1_790_000_000_000
 REPLIES = {
     kind.__struct_config__.tag: kind for kind in get_args(Reply) if kind is not messages.ErrorReply
 }
-SHARED = (messages.Topic, messages.Partition, messages.Node, messages.PartitionStats)
+SHARED = (
+    messages.Topic, messages.Partition, messages.Node, messages.PartitionStats,
+    messages.TopicPartitions, messages.GroupOffset, messages.GroupMember, messages.GroupListing,
+)  # fmt: skip
 
 
 # Tables ---
@@ -189,7 +192,7 @@ def commands() -> str:
 
 
 def structures() -> str:
-    """Maps that stand inside replies."""
+    """Maps that stand inside requests and replies."""
     return "\n".join(part for kind in SHARED for part in described(kind))
 
 

@@ -42,6 +42,9 @@ SECOND, HOUR, DAY = 1000, 3_600_000, 86_400_000
 PARTITIONS_MAX = 4096
 """The most partitions that one topic may have."""
 
+GROUPS = "__groups"
+"""The internal topic in which consumer groups are kept."""
+
 NAME_MAX = 249
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{NAME_MAX}}}", re.ASCII)
 _WHOLE = re.compile(r"[0-9]{1,18}", re.ASCII)
@@ -96,9 +99,24 @@ def check_name(name: str) -> str:
         )
     if name in (".", ".."):
         raise InvalidTopic(f"found topic name {name!r}, expected more than dots")
-    if name.startswith("__"):
+    if is_internal(name):
         raise InvalidTopic(f"topic names that begin with __ are the system's own, found {name!r}")
     return name
+
+
+def is_internal(name: str) -> bool:
+    """Whether a topic is the system's own: nobody else writes, alters or deletes it."""
+    return name.startswith("__")
+
+
+def check_own(name: str) -> None:
+    """Refuses what people may not do to a topic of the system's.
+
+    Raises:
+        InvalidTopic: it is one.
+    """
+    if is_internal(name):
+        raise InvalidTopic(f"topic {name!r} is the system's own: it can be read, and nothing else")
 
 
 def parse(pairs: Mapping[str, int | str]) -> dict[str, Value]:

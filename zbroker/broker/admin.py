@@ -43,6 +43,7 @@ from zbroker.protocol.messages import (
     Topic,
 )
 from zbroker.protocol.peers import ControllerRequest, GrantProducerIds
+from zbroker.topics import is_internal
 
 ADMIN_MS = 10_000
 """How long a client's request waits for the controller before its outcome is unknown."""
@@ -92,7 +93,11 @@ class AdminDesk:
         """Answers with the cluster, and the topics asked for."""
         state = self._metadata.metadata
         if request.topics is None:
-            topics = [describe_topic(topic) for topic in state.topics.values()]
+            topics = [
+                describe_topic(topic)
+                for topic in state.topics.values()
+                if request.internal or not is_internal(topic.name)
+            ]
         else:
             topics = [self._named(name) for name in dict.fromkeys(request.topics)]
         reply = MetadataReply(

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from zbroker.broker.admin import AdminDesk
 from zbroker.broker.control import Answer, ControllerDesk
+from zbroker.broker.groups import GroupDesk
 from zbroker.broker.keeper import Keeper
 from zbroker.broker.mesh import Mesh, MetadataLanes
 from zbroker.broker.partition import Partition
@@ -67,14 +68,21 @@ from zbroker.protocol.messages import (
     AlterTopic,
     ChangeVoters,
     ClusterChange,
+    CommitOffsets,
     CreateTopic,
+    DeleteGroup,
     DeleteRecords,
     DeleteTopic,
+    DescribeGroup,
     DrainNode,
     Fetch,
+    FetchOffsets,
+    FindCoordinator,
+    GroupHeartbeat,
     Hello,
     HelloReply,
     InitProducer,
+    ListGroups,
     Metadata,
     MovePartitions,
     Offsets,
@@ -103,6 +111,7 @@ from zbroker.protocol.peers import (
     Vote,
     VoteRequest,
 )
+from zbroker.topics import check_own, is_internal
 
 State = Literal["starting", "serving", "leaving", "stopping", "closing", "stopped", "failed"]
 
@@ -146,6 +155,7 @@ class Broker:
         self.keeper = Keeper(
             settings, storage=storage, transport=transport, mesh=self.mesh, reply=self.reply,
             report=report, changed=self._partition_changed,
+            attach=lambda partition: self.groups.attach(partition),
         )  # fmt: skip
         self.quorum = MetadataPartition(
             settings.node, (), disk_id=settings.disk_id, storage=storage, peers=MetadataLanes(self.mesh),
@@ -158,6 +168,10 @@ class Broker:
         )  # fmt: skip
         self.petitions = Petitions(settings.node, self.quorum, self.control, self.mesh)
         self.admin = AdminDesk(settings.node, self.quorum, self.petitions, self.keeper, self.reply)
+        self.groups = GroupDesk(
+            settings, self.quorum, self.petitions, self.keeper, transport=transport,
+            reply=self.reply, uncount=self._uncount, report=report,
+        )  # fmt: skip
         self._transport = transport
         self._report = report
         self._in_flight: dict[bytes, int] = {}
@@ -193,6 +207,13 @@ class Broker:
             DrainNode: self._ask_admin(self.admin.drain_node),
             ChangeVoters: self._ask_admin(self.admin.change_voters),
             AcceptLoss: self._ask_admin(self.admin.accept_loss),
+            FindCoordinator: self._ask_admin(self.groups.find),
+            GroupHeartbeat: self._ask_groups(self.groups.heartbeat),
+            CommitOffsets: self._ask_groups(self.groups.commit),
+            FetchOffsets: self._ask_groups(self.groups.fetch_offsets),
+            DescribeGroup: self._ask_groups(self.groups.describe),
+            DeleteGroup: self._ask_groups(self.groups.delete),
+            ListGroups: lambda to, request, _, __: self.groups.list_groups(to, request),
         }
 
     # What others may know ---
@@ -256,13 +277,17 @@ class Broker:
 
     def reply(self, to: Conversation, message: Reply, body: Buffer | None = None) -> None:
         """Answers a request that was counted as in flight."""
+        self._uncount(to)
+        self._transport.reply(to, message, body)
+
+    def _uncount(self, to: Conversation) -> None:
+        """A request is in flight no more."""
         self._in_flight_total -= 1
         left = self._in_flight[to.client] - 1
         if left > 0:
             self._in_flight[to.client] = left
         else:
             del self._in_flight[to.client]
-        self._transport.reply(to, message, body)
 
     def on_subscribe(self, subject: bytes) -> None:
         """Somebody subscribed: a beacon at once saves the newcomer the wait for the next."""
@@ -419,7 +444,8 @@ class Broker:
         self._tell_gone()
         metadata = self.metadata
         eligible = [node for node in metadata.nodes if metadata.is_up(node)]
-        self.keeper.on_tick(self.petitions, eligible, now)
+        self.groups.on_tick(now)
+        self.keeper.on_tick(self.petitions, eligible, now, wall)
         self.admin.look(now)
         if self.state != "starting" and now >= self._next_beacon:
             self._next_beacon = now + self.settings.beacon_interval
@@ -507,6 +533,7 @@ class Broker:
             if metadata.nodes_touched:
                 touched.update(dict.fromkeys(self.keeper.kept))
             changed = bool(metadata.touched) or metadata.nodes_touched
+            self.groups.on_metadata(touched, nodes=metadata.nodes_touched)
             metadata.touched.clear()
             metadata.nodes_touched = False
             self.keeper.follow(metadata, touched, self.quorum.applied, self._now)
@@ -516,6 +543,7 @@ class Broker:
             self._refollow = {}
         self.petitions.on_metadata(self._now)
         self.admin.look(self._now)
+        self.groups.look(self._now)
 
     def _register_if_needed(self) -> None:
         """This start is to be registered and up, as the metadata have it; where it is, partitions are followed."""
@@ -620,6 +648,11 @@ class Broker:
     def _ask_admin(self, handler: Callable[[Conversation, Any, int], None]) -> Callable[..., None]:
         return lambda to, request, _, now: handler(to, request, now)
 
+    def _ask_groups(
+        self, handler: Callable[[Conversation, Any, int, int], None]
+    ) -> Callable[..., None]:
+        return lambda to, request, _, now: handler(to, request, now, self._wall)
+
     def _hello(self, to: Conversation, request: Hello, _: Any, __: int) -> None:
         if PROTOCOL_VERSION not in request.versions:
             raise UnsupportedVersion(
@@ -651,7 +684,8 @@ class Broker:
         reply = StatusReply(
             id=to.id, node=self.settings.node, software=self.settings.software,
             uptime=now - self._started_at, clients=self._transport.client_count(),
-            topics=len(self.metadata.topics), partitions=len(partitions),
+            topics=sum(not is_internal(topic.name) for topic in self.metadata.topics.values()),
+            partitions=len(partitions),
             leading=sum(partition.leads for partition in partitions),
             under_replicated=self.keeper.under_replicated(),
             disk_full=any(partition.log.full for partition in partitions),
@@ -664,7 +698,9 @@ class Broker:
     def _produce(
         self, to: Conversation, request: Produce, bodies: Sequence[Frame], now: int
     ) -> None:
-        self._partition(request).produce(to, request, bodies[0], now, self._wall)
+        partition = self._partition(request)
+        check_own(partition.topic)
+        partition.produce(to, request, bodies[0], now, self._wall)
 
     def _fetch(self, to: Conversation, request: Fetch, _: Any, now: int) -> None:
         request.wait = min(request.wait, self.settings.wait_max)
@@ -674,7 +710,9 @@ class Broker:
         self._partition(request).offsets(to, request, now)
 
     def _delete_records(self, to: Conversation, request: DeleteRecords, _: Any, __: int) -> None:
-        self._partition(request).delete_records(to, request)
+        partition = self._partition(request)
+        check_own(partition.topic)
+        partition.delete_records(to, request)
 
     def _partition(self, request: Produce | Fetch | Offsets | DeleteRecords) -> Partition:
         """The partition that a request means, kept here.

@@ -21,12 +21,12 @@ import msgspec
 
 from zbroker.broker.mesh import Mesh
 from zbroker.broker.ports import BrokerSettings, FreshId, Report
-from zbroker.cluster import controller, membership, moves, voters
+from zbroker.cluster import controller, internal, membership, moves, voters
 from zbroker.cluster.formation import Identity
 from zbroker.cluster.metadata import Metadata
 from zbroker.cluster.quorum import MetadataPartition
 from zbroker.cluster.records import MetadataRecord, TopicAltered, TopicCreated
-from zbroker.errors import InvalidSetting, NotReady, ZBrokerError
+from zbroker.errors import InvalidSetting, InvalidTopic, NotReady, ZBrokerError
 from zbroker.protocol.messages import (
     AcceptLoss,
     AlterTopic,
@@ -42,6 +42,7 @@ from zbroker.protocol.peers import (
     ElectAnew,
     GrantProducerIds,
     Leave,
+    MakeInternalTopic,
     Register,
 )
 from zbroker.replication.commit import is_majority
@@ -98,6 +99,7 @@ class ControllerDesk:
             ElectAnew: self._elect_anew,
             Leave: self._leave,
             GrantProducerIds: self._grant_producer_ids,
+            MakeInternalTopic: self._make_internal_topic,
             CreateTopic: self._create_topic,
             AlterTopic: self._alter_topic,
             DeleteTopic: self._delete_topic,
@@ -180,6 +182,7 @@ class ControllerDesk:
             return
         self._fence_silent()
         self._propose(moves.finish_moves(metadata.draft))
+        self._propose(internal.grow(metadata.draft))
         self._propose(voters.continue_voters(metadata.draft, metadata.disks, metadata.caught_up))
         if now >= self._prefer_at:
             self._prefer_at = now + PREFER_MS
@@ -268,6 +271,11 @@ class ControllerDesk:
         first = draft.next_producer_id
         records = controller.grant_producer_ids(draft, node)
         return records, {"first": first, "count": controller.PRODUCER_ID_BLOCK}
+
+    def _make_internal_topic(self, draft: Metadata, _: str, request: MakeInternalTopic) -> Decision:
+        if request.name not in internal.SETTINGS:
+            raise InvalidTopic(f"this controller knows no internal topic {request.name[:60]!r}")
+        return internal.make_topic(draft, request.name, self._fresh_id()), {}
 
     def _create_topic(self, draft: Metadata, _: str, request: CreateTopic) -> Decision:
         records = controller.create_topic(

@@ -23,6 +23,7 @@ from zbroker.protocol.frames import Frame
 from zbroker.protocol.peers import Append, Appended, ChangeIsr, ElectAnew
 from zbroker.replication.ports import LinkBudget
 from zbroker.replication.replica import Appointment
+from zbroker.topics import GROUPS
 
 CATCH_UP_MAX = 1 << 20
 """Bytes of catch-up that may be on their way to one node."""
@@ -46,10 +47,12 @@ class Keeper:
         reply: Replier,
         report: Report,
         changed: Callable[[str], None],
+        attach: Callable[[Partition], None],
     ) -> None:
         """
         Args:
             changed: told a topic's id when a partition of it has taken up a role here, or has ended.
+            attach: given each partition of `__groups` before it is opened.
         """
         self.kept: dict[str, dict[int, Partition]] = {}
         self.budget = Budget(settings.memory_max // 2)
@@ -71,6 +74,7 @@ class Keeper:
         self._reply = reply
         self._report = report
         self._changed = changed
+        self._attach = attach
 
     def __iter__(self) -> Iterator[Partition]:
         return iter(list(self._owners.values()))
@@ -140,6 +144,8 @@ class Keeper:
             budgets=self._budget_of, reply=self._reply, report=self._report, budget=self.budget,
             ledger=self.ledger, fetch_max=settings.fetch_max,
         )  # fmt: skip
+        if topic.name == GROUPS:
+            self._attach(partition)
         self._owners[partition.log.folder] = partition
         partition.open(now)
         return partition
@@ -220,12 +226,12 @@ class Keeper:
             self._look_at(partition)
         return True
 
-    def on_tick(self, petitions: Petitions, eligible: Collection[str], now: int) -> None:
+    def on_tick(self, petitions: Petitions, eligible: Collection[str], now: int, wall: int) -> None:
         """About every 100 ms."""
         self.ledger.on_tick()
         for partition in [each for each in self._owners.values() if not each.resting]:
             before = partition.life
-            partition.on_tick(now)
+            partition.on_tick(now, wall)
             if partition.life != before:
                 self._look_at(partition)
             self._propose_isr(partition, petitions, eligible, now)

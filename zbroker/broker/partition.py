@@ -28,6 +28,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 from zbroker.broker.acknowledgements import Acknowledgements
+from zbroker.broker.coordinating import Coordinating, Replaying
 from zbroker.broker.limits import Budget, ReadLedger
 from zbroker.broker.ports import Conversation, Replier, Report, Transport
 from zbroker.broker.readers import Readers
@@ -60,7 +61,9 @@ from zbroker.log.storage import Completion, Storage
 from zbroker.protocol.batch import (
     APPEND_TIME,
     BatchHeader,
+    EncodedRecord,
     check_ingest,
+    encode_batch,
     read_header,
     stamp,
 )
@@ -116,6 +119,7 @@ class Partition:
         resting: nothing is due by time: `on_tick` is not wanted until something else has happened.
         replica: the copy of the log, and the role in which it is kept.
         version: of the partition's metadata, as they were last applied here.
+        coordinating: who coordinates the groups of it, where it is one of `__groups`.
     """
 
     def __init__(
@@ -152,6 +156,7 @@ class Partition:
         )
         self.version = -1
         self.resting = False
+        self.coordinating: Coordinating | None = None
         self.records_in = 0
         self.bytes_in = 0
         self.records_rate = 0.0
@@ -202,6 +207,11 @@ class Partition:
         return self._leader is not None and self._leader.high_watermark >= 0
 
     @property
+    def leader(self) -> Leader | None:
+        """The leadership, while this node has it."""
+        return self._leader
+
+    @property
     def settled(self) -> bool:
         """Whether the newest appointment is carried out here, so far as it goes without others."""
         return self.replica.state in ("leading", "following", "idle", "failed")
@@ -242,6 +252,8 @@ class Partition:
         """Takes nothing new, finishes what pends, then closes the log in order."""
         self._wake(now)
         self._readers.release_all()
+        if self.coordinating is not None:
+            self.coordinating.stop()
         if self.life == "open":
             self.life = "stopping"
             self._stop_by = now + STOP_MS
@@ -251,6 +263,8 @@ class Partition:
         """The topic is gone: tells everyone who waits, and closes the log so that its files can go."""
         self._wake(now)
         self.life = "deleting"
+        if self.coordinating is not None:
+            self.coordinating.stop()
         self._refuse_all(UnknownTopic(f"topic {self.topic!r} was deleted", outcome_unknown=True))
         self.replica.close()
         self._leader = None
@@ -406,11 +420,13 @@ class Partition:
         if event is not None:
             self._finish()
 
-    def on_tick(self, now: int) -> None:
+    def on_tick(self, now: int, wall: int) -> None:
         """About every 100 ms: deadlines, flushes, checkpoints, and what followers have not answered."""
         self._now = now
         self.replica.on_tick(now)
         self._after()
+        if self.coordinating is not None:
+            self.coordinating.on_tick(now, wall)
         if self.life in ("open", "stopping") and self._leader is not None:
             self._expire(now)
             if self._unconfirmed:
@@ -457,6 +473,8 @@ class Partition:
             self._role_changed()
         if self._leader is not None:
             self._advance(self._leader)
+        if self.coordinating is not None:
+            self.coordinating.on_change(self._now)
         if self.life == "stopping":
             self._close_when_idle()
 
@@ -496,10 +514,22 @@ class Partition:
             outcome_unknown=outcome_unknown,
         )
 
+    def too_few(self) -> ZBrokerError | None:
+        """Why nothing is committed for now, where too few replicas are in sync."""
+        leader = self._leader
+        if leader is None or len(leader.isr) >= self.settings.min_insync:
+            return None
+        return self._too_few(leader, outcome_unknown=False)
+
     # Appending and committing ---
 
+    def append_own(self, records: Sequence[EncodedRecord | None], wall: int) -> None:
+        """Appends a batch of the node's own, as the leader."""
+        batch = encode_batch(records, base_timestamp=wall, max_timestamp=wall)
+        self._append(memoryview(batch), read_header(batch), wall)
+
     def _append(self, batch: Frame, header: BatchHeader, wall: int) -> BatchHeader:
-        """Stamps the batch, in place where its frame allows that, and hands it to the log."""
+        """Stamps the batch, in place where its frame allows that, and hands it to the log; the header as stamped."""
         log = self.log
         if isinstance(batch, memoryview) and not batch.readonly:
             stamped: bytearray | memoryview = batch
@@ -564,6 +594,9 @@ class Partition:
 
     def _handle(self, event: object) -> None:
         match event:
+            case ReadDone(token=Replaying()):
+                assert self.coordinating is not None
+                self.coordinating.read_done(event, self._now)
             case ReadDone():
                 self._readers.read_done(event)
             case Found():
@@ -582,7 +615,8 @@ class Partition:
 
     def _finish(self) -> None:
         """Ends once the log is closed, and whoever was reading has been answered."""
-        if self.log.state == "closed" and not self._readers.reading:
+        replaying = self.coordinating is not None and self.coordinating.reading
+        if self.log.state == "closed" and not (self._readers.reading or replaying):
             if self.life == "deleting":
                 self.life = "deleted"
             elif self.life == "closing":
@@ -602,11 +636,15 @@ class Partition:
         if leader is not None:
             self._hold(sum(len(batch) for _, _, batch in leader.uncommitted) - self._held)
         self._producers.refuse_beyond(event.from_offset, error)
+        if self.coordinating is not None:
+            self.coordinating.append_failed(self._now)
         self._report("append_failed", partition=self.name, error=str(error))
 
     def _broken(self, error: ZBrokerError) -> None:
         self.error = error
         self.life = "failed"
+        if self.coordinating is not None:
+            self.coordinating.stop()
         self._refuse_all(
             StorageFailed(f"the disk under {self.name} failed: {error}", outcome_unknown=True)
             if not isinstance(error, DataFolderError)

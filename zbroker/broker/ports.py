@@ -107,6 +107,8 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     wait_max: int = 60_000
     """Longest that a request may wait."""
     beacon_interval: int = 500
+    offsets_retention: int = 7 * 86_400_000
+    """How long the positions of a group without members are kept."""
     software: str = "zbroker"
 
     @property

@@ -77,7 +77,7 @@ def create_topic(
             replicas=replicas,
             request_id=request_id,
         ),
-        *_appoint(topic_id, 0, replicas),
+        *appoint(topic_id, 0, replicas),
     ]
 
 
@@ -87,9 +87,10 @@ def alter_topic(
     """A topic's changed settings, and replicas for the partitions that it gains.
 
     Raises:
-        UnknownTopic, TopicChanged, InvalidSetting: with a sentence that says what to change.
+        UnknownTopic, TopicChanged, InvalidSetting, InvalidTopic: with a sentence that says what to change.
         NotEnoughReplicas: as for a new topic.
     """
+    topics.check_own(name)
     topic = find_topic(state, name, topic_id)
     if not given:
         raise InvalidSetting(f"no setting of topic {name!r} was named to change")
@@ -101,7 +102,7 @@ def alter_topic(
     added = place(usable(state, settings.replicas), more, settings.replicas) if more else []
     return [
         TopicAltered(topic_id=topic.topic_id, settings=settings, added_replicas=added),
-        *_appoint(topic.topic_id, present, added),
+        *appoint(topic.topic_id, present, added),
     ]
 
 
@@ -112,7 +113,9 @@ def delete_topic(
 
     Raises:
         UnknownTopic, TopicChanged: there is none of that name, or it is another by now.
+        InvalidTopic: it is the system's own.
     """
+    topics.check_own(name)
     if request_id and request_id in state.deletions:
         return []
     topic = find_topic(state, name, topic_id)
@@ -192,7 +195,7 @@ def count(loads: Mapping[str, Load], partition: PartitionState) -> None:
         loads[replicas[0]].leads += 1
 
 
-def _appoint(topic_id: str, first: int, replicas: Sequence[Sequence[str]]) -> list[MetadataRecord]:
+def appoint(topic_id: str, first: int, replicas: Sequence[Sequence[str]]) -> list[MetadataRecord]:
     """The first leaders of new partitions."""
     return [
         LeaderAppointed(

@@ -127,6 +127,9 @@ class Metadata(Message, tag_field="op", tag="metadata"):
     """Asks which nodes, topics and leaders there are; any node answers."""
 
     topics: Annotated[list[TopicName] | None, Meta(description="names; nil asks for all")] = None
+    internal: Annotated[
+        bool, Meta(description="with nil: the system's own topics too, whose names begin with __")
+    ] = False
 
 
 class MetadataReply(Message, tag_field="op", tag="metadata"):
@@ -286,7 +289,9 @@ class GroupHeartbeat(Message, tag_field="op", tag="group_heartbeat"):
     """Joins a group, stays in it, says what is owned and released, or leaves; only the coordinator takes it.
 
     The coordinator holds the reply for `wait` ms while it has nothing new for the member. A second heartbeat of a
-    member has the one before it answered at once.
+    member has the one before it answered at once. `topics` is sent to join and to subscribe anew, with `assignor`,
+    `rack`, `client`, `instance` and the timeouts; a heartbeat without topics leaves all of them as they were. The
+    heartbeat that follows a reply with an assignment has `owned`: that is how the coordinator knows that it came.
     """
 
     group: GroupName = ""
@@ -305,19 +310,20 @@ class GroupHeartbeat(Message, tag_field="op", tag="group_heartbeat"):
         ),
     ] = 0  # fmt: skip
     instance: Annotated[
-        str | None,
-        Meta(
-            description="a static member's name: a restart under it keeps its partitions",
-            max_length=255,
-        ),
+        GroupName | None,
+        Meta(description="a static member's name: a restart under it keeps its partitions"),
     ] = None
     topics: Annotated[
         list[TopicName],
-        Meta(description="names, and patterns in which * stands for any characters"),
+        Meta(
+            description="names, and patterns in which * stands for any characters; empty, but to join: as said before"
+        ),
     ] = []
     owned: Annotated[
         list[TopicPartitions] | None,
-        Meta(description="every partition held, revoked ones until released; nil: as said before"),
+        Meta(
+            description="every partition held, revoked ones until released; after each assignment; nil: as said before"
+        ),
     ] = None
     assignor: Annotated[
         Literal["sticky", "range"],
@@ -342,7 +348,7 @@ class GroupHeartbeat(Message, tag_field="op", tag="group_heartbeat"):
 
 
 class GroupHeartbeatReply(Message, tag_field="op", tag="group_heartbeat"):
-    """Who the member is by now and what it is to own: of that it takes what it has, and releases the rest."""
+    """Who the member is by now and what it is to own: it takes what it has not got of that, and releases the rest."""
 
     member_epoch: Annotated[
         int, Meta(description="to be sent with what follows; -1 once it has left")
@@ -369,9 +375,9 @@ class GroupOffset(msgspec.Struct, omit_defaults=True, kw_only=True):
         int,
         Meta(
             description="the first offset that is not done yet; -1: none is committed (to commit: forget it)",
-            ge=-1,
+            ge=-1, le=2**63 - 1,
         ),
-    ] = -1
+    ] = -1  # fmt: skip
     epoch: Annotated[
         Epoch, Meta(description="leader epoch of the record before it, -1 if not known")
     ] = -1
@@ -390,7 +396,7 @@ class CommitOffsets(Message, tag_field="op", tag="commit_offsets"):
     member: Annotated[
         str, Meta(description="the member; empty: none, which only an empty group takes")
     ] = ""
-    member_epoch: Annotated[int, Meta(description="the member's epoch, as last answered")] = -1
+    member_epoch: Annotated[Epoch, Meta(description="the member's epoch, as last answered")] = -1
     offsets: Annotated[list[GroupOffset], Meta(description="the positions")] = []
 
 

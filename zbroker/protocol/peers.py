@@ -327,12 +327,19 @@ class GrantProducerIds(PeerMessage, tag="grant_producer_ids"):
     """A node asks for a block of producer ids."""
 
 
+class MakeInternalTopic(PeerMessage, tag="make_internal_topic"):
+    """A node needs a topic of the system's own, which is made if it is not there."""
+
+    name: str
+
+
 ControllerRequest = (
     Register
     | ChangeIsr
     | ElectAnew
     | Leave
     | GrantProducerIds
+    | MakeInternalTopic
     | CreateTopic
     | AlterTopic
     | DeleteTopic
