@@ -125,7 +125,7 @@ class Coordinating:
     @property
     def rebalances(self) -> int:
         """Targets made here, by this coordinator and those before it."""
-        now = 0 if self.coordinator is None else self.coordinator.rebalances
+        now = 0 if self.coordinator is None else self.coordinator.targets.rebalances
         return self._rebalances + now
 
     # Requests ---
@@ -137,7 +137,7 @@ class Coordinating:
             NotCoordinator, NotReady, ShuttingDown: nothing is decided here, or not yet.
         """
         coordinator = self._ready()
-        coordinator.refusal = self._refusal()
+        coordinator.outcome.refusal = self._refusal()
         error: ZBrokerError | None = None
         try:
             decide(coordinator)
@@ -195,16 +195,16 @@ class Coordinating:
         if coordinator is None or waiting is None:
             self._follow(now)
             return
-        coordinator.refusal = self._refusal()
+        coordinator.outcome.refusal = self._refusal()
         coordinator.on_tick(now, wall)
         if now >= self._expire_at:
             self._expire_at = now + EXPIRE_MS
             coordinator.expire(wall, self._retention)
         self._settle(coordinator, now, wall)
         waiting.ask_again(now)
-        if coordinator.refusal is not None:
+        if coordinator.outcome.refusal is not None:
             for asked, appended in waiting.uncommitted():
-                refusal = coordinator.refusal
+                refusal = self._refusal() or coordinator.outcome.refusal
                 refusal.outcome_unknown = appended
                 self._give(asked, refusal)
         for asked, appended in waiting.late(now):
@@ -218,7 +218,7 @@ class Coordinating:
     def on_catalog(self, catalog: Catalog, *, deleted: bool) -> None:
         """The topics changed."""
         if self.coordinator is not None:
-            self.coordinator.set_catalog(catalog)
+            self.coordinator.targets.set_catalog(catalog)
             if deleted:
                 self._expire_at = 0
 
@@ -317,7 +317,10 @@ class Coordinating:
 
     def _settle(self, coordinator: Coordinator, now: int, wall: int) -> set[Asked]:
         """Appends what was decided; who is answered by that."""
-        records, answers = coordinator.take()
+        records, answers = coordinator.outcome.take()
+        for event, facts in coordinator.outcome.events:
+            self._report(event, **facts)
+        coordinator.outcome.events.clear()
         if records:
             self._append(records, wall)
         for asked, found in answers:

@@ -129,7 +129,7 @@ class GroupDesk:
         """Positions are committed."""
         asked = Asked(to)
         self._decide(
-            asked, request.group, lambda groups: groups.commit(asked, request, now, wall), now, wall
+            asked, request.group, lambda groups: groups.commit(asked, request, wall), now, wall
         )
         self.commits += len(request.offsets)
 

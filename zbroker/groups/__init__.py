@@ -12,7 +12,10 @@ module          what it has
 `assignment`    which member is to have which partition: `sticky`, `range`
 `sessions`      what only the present coordinator knows of members: when they were heard, who waits for an answer
 `rebalance`     from the present owners to a new target, without a moment at which a partition has two
+`targets`       when a new target is made, and how members are brought to it
 `coordinator`   the decisions: joins, heartbeats, leaves, ends of sessions
+`outcome`       what is decided: records, and the answers that rest on them
+`checks`        bounds of what is asked
 `offsets`       the decisions about committed offsets, and when they expire
 `describe`      a group for people
 =============== ====================================================================================================

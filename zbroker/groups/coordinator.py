@@ -1,12 +1,9 @@
 """The coordinator of the groups of one partition of `__groups`: a request in; records and answers out.
 
-Owns the decisions while this node leads that partition: who is in, what the target is, what is answered and when. A
-decision's records are applied as they are made, so that the next one sees them; the owner appends them, and answers
-once they are committed (`take`). Nothing here waits, and nothing is undone: when the leadership or an append is lost,
-the owner throws the coordinator away with its state, and builds both anew from the log.
-
-Joins do not act by themselves: they wait, with everything else that asks for a new target, until one is due. Of one
-group's targets each comes `COALESCE_MS` after the last at the soonest, and later where the group is large.
+Owns the decisions while this node leads that partition: who is in, and what is answered when. A decision's records are
+applied as they are made, so that the next one sees them; the owner appends them, and answers once they are committed
+(`outcome`). Nothing here waits, and nothing is undone: when the leadership or an append is lost, the owner throws the
+coordinator away with its state, and builds both anew from the log.
 
 =========================================== ==========================================================================
 on                                          effect
@@ -23,15 +20,11 @@ leave (-1)                                  the member is out; a new target is d
 leave for a restart (-2)                    a static member's place is kept for its session, not what it was releasing
 the session ends, or release takes too long the member is out; a new target is due
 topics come, go or grow                     a new target is due, where subscriptions mean them
-a new target                                each member takes its next step (`rebalance`); who has news is answered
 the last member goes                        the group is empty from that moment on
 =========================================== ==========================================================================
 """
 
 from __future__ import annotations
-
-from collections.abc import Collection
-from typing import Any
 
 import msgspec
 
@@ -41,24 +34,16 @@ from zbroker.errors import (
     MemberFenced,
     Overloaded,
     UnknownGroup,
-    ZBrokerError,
 )
 from zbroker.groups import offsets, rebalance
 from zbroker.groups.catalog import Catalog
-from zbroker.groups.checks import check_group, check_heartbeat
-from zbroker.groups.describe import by_topic, describe, listing
-from zbroker.groups.rebalance import Plan
-from zbroker.groups.records import (
-    GroupKey,
-    GroupRecord,
-    GroupValue,
-    MemberKey,
-    MemberRecord,
-    MemberValue,
-    Record,
-)
+from zbroker.groups.checks import check_heartbeat
+from zbroker.groups.describe import describe, listing
+from zbroker.groups.outcome import Outcome, Token
+from zbroker.groups.records import GroupKey, GroupRecord, GroupValue
 from zbroker.groups.sessions import Seat, Sessions
 from zbroker.groups.state import Group, Member, State, TopicPartition
+from zbroker.groups.targets import Run, Targets, reply_to, subscribed
 from zbroker.protocol.messages import (
     CommitOffsets,
     CommitOffsetsReply,
@@ -70,41 +55,14 @@ from zbroker.protocol.messages import (
     GroupHeartbeat,
     GroupHeartbeatReply,
     GroupListing,
-    Reply,
 )
 
-COALESCE_MS = 50
-"""How long one group's target stands at least."""
-MEMBERS_A_MS = 4
-"""And a ms longer for so many members."""
 MEMBERS_MAX = 5_000
 """Members of one group."""
 MEMBERS_HERE_MAX = 50_000
 """Members of all groups of one partition of the internal topic."""
 GROUPS_MAX = 10_000
 """Groups of one partition of the internal topic."""
-HEARTBEAT_MS = 2_500
-"""How often a member is to be heard; sooner where its session is short."""
-
-Token = Any
-"""Whom to answer: the owner's own."""
-
-
-class _Run(msgspec.Struct):
-    """What is known of a group beside its records.
-
-    Attributes:
-        plan: the target; None where it is to be made.
-        joining: requests of those who wait to be in, by member.
-        due: when the next target is due, by the sessions' clock; None where the present one stands.
-        not_before: when it may be at the soonest.
-    """
-
-    plan: Plan | None = None
-    joining: dict[str, tuple[Token, GroupHeartbeat]] = {}
-    due: int | None = None
-    not_before: int = 0
-    rebalances: int = 0
 
 
 class Coordinator:
@@ -112,49 +70,32 @@ class Coordinator:
 
     Attributes:
         state: of the partition; nobody else changes it while this works on it.
-        refusal: why nothing can be appended for now; decisions that need records are refused with it.
-        rebalances: targets made.
+        outcome: what was decided, for the owner to take after each call.
     """
 
     def __init__(self, state: State, catalog: Catalog, now: int) -> None:
         self.state = state
-        self.catalog = catalog
-        self.refusal: ZBrokerError | None = None
-        self.rebalances = 0
+        self.outcome = Outcome(state)
         self.sessions = Sessions(now)
-        self._records: list[Record] = []
-        self._answers: list[tuple[Token, Reply | ZBrokerError]] = []
-        self._runs: dict[str, _Run] = {}
-        self._due: dict[str, None] = {}
+        self.targets = Targets(self.outcome, self.sessions, catalog)
         for group in state.groups.values():
             for name, member in group.members.items():
                 seat = self.sessions.add(group.name, name, member.about.session_timeout)
-                self._watch_release(seat, member)
+                self.targets.watch_release(seat, member)
             if group.members:
-                self._ask_for_target(group.name)
-
-    def take(self) -> tuple[list[Record], list[tuple[Token, Reply | ZBrokerError]]]:
-        """What was decided since the last time: records, applied already, and answers that rest on them."""
-        decided = self._records, self._answers
-        self._records, self._answers = [], []
-        return decided
+                self.targets.ask(group.name)
 
     def everyone(self) -> list[Token]:
         """Whoever waits here for an answer; nobody does any more."""
-        waiting: list[Token] = []
-        for run in self._runs.values():
-            waiting += [token for token, _ in run.joining.values()]
-            run.joining = {}
-        waiting += self.sessions.everyone()
-        return waiting
+        return [*self.targets.everyone(), *self.sessions.everyone()]
 
     # Heartbeats ---
 
     def heartbeat(self, token: Token, request: GroupHeartbeat, now: int, wall: int) -> None:
-        """Takes a heartbeat. It is answered in `take`, now or later.
+        """Takes a heartbeat, which is answered now or later.
 
         Raises:
-            InvalidRequest, MemberFenced, Overloaded, and what `refusal` is: with a sentence.
+            InvalidRequest, MemberFenced, Overloaded, and what the outcome's `refusal` is: with a sentence.
         """
         self.sessions.advance(now)
         check_heartbeat(request)
@@ -168,121 +109,108 @@ class Coordinator:
             self._join(token, request, group)
         else:
             raise _fenced(request.group, request.member)
-        self._make_targets()
+        self.targets.make()
 
     def _beat(self, token: Token, request: GroupHeartbeat, group: Group, member: Member) -> None:
         if request.member_epoch > member.epoch:
             raise _fenced(request.group, request.member)
         owned = _flat_owned(request)
-        news = owned is not None and rebalance.released(member, owned, request.member_epoch)
-        again = bool(request.topics) and _subscription(request, member.about) != member.about
-        if news or again:
-            self._must_write()
-        seat = self._seat(group, member)
-        self._answer_held(seat, group, member)
+        back = owned is not None and rebalance.released(member, owned, request.member_epoch)
+        again = bool(request.topics) and subscribed(request, member.about) != member.about
+        if back or again:
+            self.outcome.must_write()
+        seat = self.targets.seat(group, member)
+        self.targets.answer_held(seat, group, member)
         if again:
-            self._write_member(group, member, _subscription(request, member.about))
-            self._ask_for_target(group.name)
+            self.outcome.write_member(group, member.member, subscribed(request, member.about))
+            self.targets.ask(group.name)
             member = group.members[request.member]
         self.sessions.hear(seat, member.about.session_timeout)
-        if news:
-            self._release(group, member, news)
+        if back:
+            self.targets.release(group, member, back)
             member = group.members[request.member]
-        asks = request.member_epoch < member.epoch or seat.told != seat.version
-        if owned is not None and owned != seat.said:
-            seat.said = owned
-            holds = member.assigned.keys() | member.releasing.keys()
-            asks = asks or not member.assigned.keys() <= owned <= holds
-        if asks:
-            self._tell(token, seat, group, member)
+        if self._is_owed(seat, member, request.member_epoch, owned):
+            self.targets.tell(token, seat, group, member)
         elif request.wait:
             wait = min(request.wait, member.about.session_timeout // 2)
             self.sessions.hold(seat, token, wait)
         else:
-            self._answers.append((token, _reply(group, member)))
+            self.outcome.answer(token, reply_to(group, member))
 
-    def _seat(self, group: Group, member: Member) -> Seat:
-        seat = self.sessions.find(group.name, member.member)
-        assert seat is not None, "every member has a seat"
-        return seat
+    def _is_owed(
+        self, seat: Seat, member: Member, epoch: int, owned: frozenset[TopicPartition] | None
+    ) -> bool:
+        """Whether a member is to be told its assignment now: it was not, or seems not to have heard."""
+        unheard = epoch < member.epoch or seat.told != seat.version
+        if owned is not None and owned != seat.said:
+            seat.said = owned
+            holds = member.assigned.keys() | member.releasing.keys()
+            return unheard or not member.assigned.keys() <= owned <= holds
+        return unheard
 
-    def _answer_held(self, seat: Seat, group: Group, member: Member) -> None:
-        """Whoever waits gets an answer without news."""
-        if seat.held is not None:
-            self._answers.append((seat.held.token, _reply(group, member)))
-            seat.held = None
-
-    def _tell(self, token: Token, seat: Seat, group: Group, member: Member) -> None:
-        """An answer with the assignment."""
-        reply = _reply(group, member)
-        reply.assignment = by_topic(member.assigned, self.catalog)
-        seat.told = seat.version
-        self._answers.append((token, reply))
-
-    # Joining and leaving ---
+    # Joining ---
 
     def _join(self, token: Token, request: GroupHeartbeat, group: Group | None) -> None:
-        self._must_write()
+        self.outcome.must_write()
         if not request.topics:
             raise InvalidRequest("a member joins with the topics that it subscribes to, found none")
-        run = self._run(request.group)
-        there = len(run.joining) + (0 if group is None else len(group.members))
-        former = None
+        run = self.targets.run(request.group)
         if request.instance is not None:
             self._replace_joining(run, request)
-            if group is not None and request.instance in group.instances:
-                former = group.members[group.instances[request.instance]]
-        if former is not None and group is not None:
-            self._take_over(token, request, group, former)
-            return
-        if len(self.sessions) >= MEMBERS_HERE_MAX:
-            raise Overloaded(f"{len(self.sessions)} members are coordinated here: no more are")
-        if there >= MEMBERS_MAX:
-            raise Overloaded(f"group {request.group!r} has {there} members, and takes no more")
-        if group is None and len(self.state.groups) >= GROUPS_MAX:
-            raise Overloaded(f"{len(self.state.groups)} groups are coordinated here: no more are")
+            former = None if group is None else group.instances.get(request.instance)
+            if group is not None and former is not None:
+                self._take_over(token, request, group, group.members[former])
+                return
+        self._check_room(run, request.group, group)
         earlier = run.joining.pop(request.member, None)
         if earlier is not None:
-            self._answers.append((earlier[0], _superseded(request.member)))
+            self.outcome.answer(
+                earlier[0],
+                Overloaded(f"member {request.member!r} has sent another request since this one"),
+            )
         run.joining[request.member] = (token, request)
-        self._ask_for_target(request.group)
+        self.targets.ask(request.group)
 
-    def _refuse_joining(self, error: ZBrokerError) -> None:
-        """Nobody gets in for now: they are told, and try again."""
-        for name in self._due:
-            run = self._runs[name]
-            self._answers += [(token, error) for token, _ in run.joining.values()]
-            run.joining = {}
+    def _check_room(self, run: Run, name: str, group: Group | None) -> None:
+        there = len(run.joining) + (0 if group is None else len(group.members))
+        if there >= MEMBERS_MAX:
+            raise Overloaded(f"group {name!r} has {there} members, and takes no more")
+        if len(self.sessions) >= MEMBERS_HERE_MAX:
+            raise Overloaded(f"{len(self.sessions)} members are coordinated here: no more are")
+        if group is None and len(self.targets.runs) + len(self.state.groups) >= GROUPS_MAX:
+            raise Overloaded(f"{len(self.state.groups)} groups are coordinated here: no more are")
 
-    def _replace_joining(self, run: _Run, request: GroupHeartbeat) -> None:
+    def _replace_joining(self, run: Run, request: GroupHeartbeat) -> None:
         """Of two that join under one instance the later one does."""
         for name, (token, other) in list(run.joining.items()):
             if other.instance == request.instance and name != request.member:
                 del run.joining[name]
-                self._answers.append((token, _fenced(request.group, name)))
+                self.outcome.answer(token, _fenced(request.group, name))
 
     def _take_over(
         self, token: Token, request: GroupHeartbeat, group: Group, former: Member
     ) -> None:
         """A static member is back under another id: it has what it had, but for what it was giving back."""
-        run = self._run(group.name)
         self._end_seat(group.name, former.member)
         free = list(former.releasing)
-        about = _subscription(request, former.about)
+        about = subscribed(request, former.about)
         about = msgspec.structs.replace(about, epoch=max(group.epoch, former.epoch), releasing={})
-        if run.plan is not None and former.member in run.plan.wanted:
-            wanted = run.plan.wanted[request.member] = run.plan.wanted.pop(former.member)
-            run.plan.owners.update(dict.fromkeys(wanted, request.member))
-        self._write(MemberRecord(MemberKey(group.name, former.member), None))
-        self._write(MemberRecord(MemberKey(group.name, request.member), about))
+        plan = self.targets.plan(group.name)
+        if plan is not None and former.member in plan.wanted:
+            wanted = plan.wanted[request.member] = plan.wanted.pop(former.member)
+            plan.owners.update(dict.fromkeys(wanted, request.member))
+        self.outcome.write_member(group, former.member, None)
+        self.outcome.write_member(group, request.member, about)
         seat = self.sessions.add(group.name, request.member, about.session_timeout)
-        member = group.members[request.member]
+        before = former.about
         if (about.topics, about.assignor, about.rack) != (
-            former.about.topics, former.about.assignor, former.about.rack,
+            before.topics, before.assignor, before.rack,
         ):  # fmt: skip
-            self._ask_for_target(group.name)
-        self._tell(token, seat, group, member)
-        self._give(group, free)
+            self.targets.ask(group.name)
+        self.targets.tell(token, seat, group, group.members[request.member])
+        self.targets.give(group, free)
+
+    # Leaving ---
 
     def _leave(
         self,
@@ -292,219 +220,109 @@ class Coordinator:
         member: Member | None,
         wall: int,
     ) -> None:
-        run = self._runs.get(request.group)
+        run = self.targets.runs.get(request.group)
         if run is not None and request.member in run.joining:
             earlier, _ = run.joining.pop(request.member)
-            self._answers.append((earlier, _fenced(request.group, request.member)))
+            self.outcome.answer(earlier, _fenced(request.group, request.member))
         if group is not None and member is not None:
-            self._must_write()
+            self.outcome.must_write()
             if request.member_epoch == -2 and member.about.instance is not None:
                 self._go_away(group, member)
             else:
                 self._remove(group, member, wall)
         epoch = 0 if group is None else group.epoch
-        self._answers.append((token, GroupHeartbeatReply(member_epoch=-1, group_epoch=epoch)))
+        self.outcome.answer(token, GroupHeartbeatReply(member_epoch=-1, group_epoch=epoch))
 
     def _go_away(self, group: Group, member: Member) -> None:
         """A static member restarts: it keeps its place for its session, and holds nothing that it was to release."""
-        seat = self._seat(group, member)
-        self._answer_held(seat, group, member)
+        seat = self.targets.seat(group, member)
+        self.targets.answer_held(seat, group, member)
         self.sessions.hear(seat, member.about.session_timeout)
         seat.away = True
-        self._release(group, member, list(member.releasing))
+        self.targets.release(group, member, list(member.releasing))
 
     def _remove(self, group: Group, member: Member, wall: int) -> None:
         """A member is out; what it held is free, and the last one leaves an empty group."""
         self._end_seat(group.name, member.member)
         free = [*member.assigned, *member.releasing]
-        name = group.name
-        self._write(MemberRecord(MemberKey(name, member.member), None))
-        run = self._run(name)
+        self.outcome.write_member(group, member.member, None)
+        run = self.targets.run(group.name)
         if run.plan is not None:
             for partition in run.plan.wanted.pop(member.member, {}):
                 if run.plan.owners.get(partition) == member.member:
                     del run.plan.owners[partition]
         if group.members or run.joining:
-            self._give(group, free)
-            self._ask_for_target(name)
+            self.targets.give(group, free)
+            self.targets.ask(group.name)
         else:
             value = GroupValue(group.epoch + 1, group.assignor, empty_since=wall)
-            self._write(GroupRecord(GroupKey(name), value))
-            self._runs.pop(name, None)
-            self._due.pop(name, None)
+            self.outcome.write(GroupRecord(GroupKey(group.name), value))
+            self.targets.forget(group.name)
 
     def _end_seat(self, group: str, member: str) -> None:
         seat = self.sessions.remove(group, member)
         if seat is not None and seat.held is not None:
-            self._answers.append((seat.held.token, _fenced(group, member)))
+            self.outcome.answer(seat.held.token, _fenced(group, member))
             seat.held = None
-
-    # Targets ---
-
-    def _run(self, group: str) -> _Run:
-        return self._runs.setdefault(group, _Run())
-
-    def _ask_for_target(self, group: str) -> None:
-        """A new target is due, at once or a while after the last one."""
-        run = self._run(group)
-        if run.due is None:
-            run.due = max(self.sessions.clock, run.not_before)
-            self._due[group] = None
-
-    def _make_targets(self) -> None:
-        """Makes the targets that are due."""
-        if self.refusal is not None:
-            return
-        for name in list(self._due):
-            run = self._runs[name]
-            if run.due is not None and run.due <= self.sessions.clock:
-                del self._due[name]
-                run.due = None
-                self._make_target(name, run)
-
-    def _make_target(self, name: str, run: _Run) -> None:
-        group = self.state.groups.get(name)
-        joining, run.joining = run.joining, {}
-        joined = {member: _joined(request) for member, (_, request) in joining.items()}
-        known = {} if group is None else group.members
-        abouts = {**{each: member.about for each, member in known.items()}, **joined}
-        run.not_before = self.sessions.clock + COALESCE_MS + len(abouts) // MEMBERS_A_MS
-        if not abouts:
-            self._runs.pop(name, None)
-            return
-        first = run.plan is None
-        run.plan = plan = rebalance.make_plan(group, abouts, run.plan, self.catalog)
-        if first and not joining and group is not None and rebalance.is_reached(group, plan):
-            return  # nothing happened but that another node took over
-        run.rebalances += 1
-        self.rebalances += 1
-        epoch = 1 if group is None else group.epoch + 1
-        self._write(GroupRecord(GroupKey(name), GroupValue(epoch, plan.assignor)))
-        group = self.state.groups[name]
-        for member in list(group.members.values()):
-            self._step(group, plan, member)
-        for member_id, (token, _) in joining.items():
-            about = msgspec.structs.replace(joined[member_id], epoch=epoch)
-            empty = Member(member_id, about, {}, {})
-            value = rebalance.next_step(group, plan, empty) or about
-            self._write(MemberRecord(MemberKey(name, member_id), value))
-            seat = self.sessions.add(name, member_id, about.session_timeout)
-            self._tell(token, seat, group, group.members[member_id])
-
-    def _step(self, group: Group, plan: Plan, member: Member) -> None:
-        """A member's next step, where there is one; it is told at once if it waits."""
-        value = rebalance.next_step(group, plan, member)
-        if value is None:
-            return
-        self._write(MemberRecord(MemberKey(group.name, member.member), value))
-        member = group.members[member.member]
-        seat = self._seat(group, member)
-        self._watch_release(seat, member)
-        seat.version += 1
-        if seat.held is not None:
-            token, seat.held = seat.held.token, None
-            self._tell(token, seat, group, member)
-
-    def _release(
-        self, group: Group, member: Member, partitions: Collection[TopicPartition]
-    ) -> None:
-        """A member has given partitions back: whoever is to have them gets them."""
-        if not partitions:
-            return
-        self._write_member(group, member, rebalance.without(member, partitions))
-        member = group.members[member.member]
-        self._watch_release(self._seat(group, member), member)
-        self._give(group, partitions)
-
-    def _give(self, group: Group, free: Collection[TopicPartition]) -> None:
-        run = self._run(group.name)
-        if run.plan is None:
-            return
-        owners = dict.fromkeys(run.plan.owners[each] for each in free if each in run.plan.owners)
-        for name in owners:
-            if name in group.members:
-                self._step(group, run.plan, group.members[name])
-
-    def _watch_release(self, seat: Seat, member: Member) -> None:
-        timeout = member.about.release_timeout if member.releasing else None
-        self.sessions.release_by(seat, timeout)
 
     # Positions and people ---
 
-    def commit(self, token: Token, request: CommitOffsets, now: int, wall: int) -> None:
+    def commit(self, token: Token, request: CommitOffsets, wall: int) -> None:
         """Commits positions. Raises as `offsets.commit` does."""
-        self.sessions.advance(now)
-        check_group(request.group)
-        self._must_write()
+        self.outcome.must_write()
         group = self.state.groups.get(request.group)
         if group is None and len(self.state.groups) >= GROUPS_MAX:
             raise Overloaded(f"{len(self.state.groups)} groups are coordinated here: no more are")
-        records, refused = offsets.commit(group, request, self.catalog, wall)
+        records, refused = offsets.commit(group, request, self.targets.catalog, wall)
         for record in records:
-            self._write(record)
-        self._answers.append((token, CommitOffsetsReply(refused=refused)))
+            self.outcome.write(record)
+        self.outcome.answer(token, CommitOffsetsReply(refused=refused))
 
     def fetch_offsets(self, token: Token, request: FetchOffsets) -> None:
         """Answers with positions."""
-        check_group(request.group)
         group = self.state.groups.get(request.group)
-        found = offsets.fetch(group, request.partitions, self.catalog)
-        self._answers.append((token, FetchOffsetsReply(offsets=found)))
+        found = offsets.fetch(group, request.partitions, self.targets.catalog)
+        self.outcome.answer(token, FetchOffsetsReply(offsets=found))
 
     def describe(self, token: Token, request: DescribeGroup, now: int) -> None:
         """Answers with a group for people."""
         self.sessions.advance(now)
-        run = self._runs.get(request.group, _Run())
+        run = self.targets.runs.get(request.group, Run())
         reply = describe(
-            self._known(request.group), run.plan, self.sessions, self.catalog,
+            self._known(request.group), run.plan, self.sessions, self.targets.catalog,
             pending=run.due is not None, rebalances=run.rebalances,
         )  # fmt: skip
-        self._answers.append((token, reply))
+        self.outcome.answer(token, reply)
 
     def listings(self) -> list[GroupListing]:
         """The groups, for people."""
+        targets = self.targets
         return [
-            listing(
-                group,
-                self._runs.get(group.name, _Run()).plan,
-                pending=self._runs.get(group.name, _Run()).due is not None,
-            )
-            for group in self.state.groups.values()
+            listing(group, targets.plan(name), pending=targets.is_due(name))
+            for name, group in self.state.groups.items()
         ]
 
     def delete(self, token: Token, request: DeleteGroup) -> None:
         """Forgets a group without members."""
         group = self._known(request.group)
-        run = self._runs.get(request.group)
+        run = self.targets.runs.get(request.group)
         if group.members or (run is not None and run.joining):
             raise GroupNotEmpty(
                 f"group {request.group!r} has {len(group.members)} members; stop them first",
                 members=len(group.members),
             )
-        self._must_write()
+        self.outcome.must_write()
         for record in offsets.forget_group(group):
-            self._write(record)
-        self._answers.append((token, DeleteGroupReply()))
+            self.outcome.write(record)
+        self.outcome.answer(token, DeleteGroupReply())
 
     def _known(self, name: str) -> Group:
-        check_group(name)
         group = self.state.groups.get(name)
         if group is None:
             raise UnknownGroup(f"there is no group {name!r}")
         return group
 
-    # Topics and time ---
-
-    def set_catalog(self, catalog: Catalog) -> None:
-        """The topics changed: groups whose subscriptions mean other partitions by now get new targets."""
-        self.catalog = catalog
-        for name, run in self._runs.items():
-            group = self.state.groups.get(name)
-            if group is None or run.plan is None or run.due is not None:
-                continue
-            abouts = {each: member.about for each, member in group.members.items()}
-            if rebalance.topics_meant(abouts, catalog) != run.plan.topics:
-                self._ask_for_target(name)
+    # Time ---
 
     def on_tick(self, now: int, wall: int) -> None:
         """About every 100 ms: who has waited long enough is answered, who was silent for too long is out."""
@@ -512,65 +330,42 @@ class Coordinator:
         for seat in self.sessions.due_waits():
             group = self.state.groups[seat.group]
             self._answer_late(seat, group, group.members[seat.member])
-        if self.refusal is not None:
-            self._refuse_joining(self.refusal)
+        refusal = self.outcome.refusal
+        if refusal is not None:
+            for token in self.targets.everyone():
+                self.outcome.answer(token, refusal)
             return
-        for seat in (*self.sessions.ended(), *self.sessions.overdue_releases()):
-            group = self.state.groups[seat.group]
-            if not seat.gone:
-                self._remove(group, group.members[seat.member], wall)
-        self._make_targets()
+        for seat in self.sessions.ended():
+            self._put_out(seat, "silent", wall)
+        for seat in self.sessions.overdue_releases():
+            self._put_out(seat, "did not release", wall)
+        self.targets.make()
+
+    def _put_out(self, seat: Seat, reason: str, wall: int) -> None:
+        """A member is out that did not ask for it."""
+        group = self.state.groups[seat.group]
+        member = group.members[seat.member]
+        self.outcome.tell(
+            "group_member_out", group=group.name, member=member.member, reason=reason,
+            client=member.about.instance or member.about.client or member.member,
+        )  # fmt: skip
+        self._remove(group, member, wall)
 
     def _answer_late(self, seat: Seat, group: Group, member: Member) -> None:
         """There was no news; a member that seems not to know its assignment is told it once more."""
         if seat.said is not None and not member.assigned.keys() <= seat.said:
             assert seat.held is not None
             token, seat.held = seat.held.token, None
-            self._tell(token, seat, group, member)
+            self.targets.tell(token, seat, group, member)
         else:
-            self._answer_held(seat, group, member)
+            self.targets.answer_held(seat, group, member)
 
     def expire(self, wall: int, retention: int) -> None:
         """Forgets what has expired."""
-        if self.refusal is not None:
-            return
-        for records in offsets.expired(self.state, self.catalog, wall, retention):
-            for record in records:
-                self._write(record)
-
-    # Within ---
-
-    def _must_write(self) -> None:
-        if self.refusal is not None:
-            raise self.refusal
-
-    def _write(self, record: Record) -> None:
-        self._records.append(record)
-        self.state.apply(record)
-
-    def _write_member(self, group: Group, member: Member, value: MemberValue) -> None:
-        self._write(MemberRecord(MemberKey(group.name, member.member), value))
-
-
-def _reply(group: Group, member: Member) -> GroupHeartbeatReply:
-    interval = min(HEARTBEAT_MS, member.about.session_timeout // 4)
-    return GroupHeartbeatReply(
-        member_epoch=member.epoch, group_epoch=group.epoch, heartbeat_interval=interval
-    )
-
-
-def _joined(request: GroupHeartbeat) -> MemberValue:
-    """The record of somebody new, who has nothing yet."""
-    return _subscription(request, MemberValue(0, []))
-
-
-def _subscription(request: GroupHeartbeat, about: MemberValue) -> MemberValue:
-    """A member's record with what a heartbeat that has topics says of it."""
-    return msgspec.structs.replace(
-        about, topics=request.topics, client=request.client, assignor=request.assignor,
-        rack=request.rack, session_timeout=request.session_timeout,
-        release_timeout=request.release_timeout, instance=request.instance,
-    )  # fmt: skip
+        if self.outcome.refusal is None:
+            for records in offsets.expired(self.state, self.targets.catalog, wall, retention):
+                for record in records:
+                    self.outcome.write(record)
 
 
 def _flat_owned(request: GroupHeartbeat) -> frozenset[TopicPartition] | None:
@@ -586,7 +381,3 @@ def _fenced(group: str, member: str) -> MemberFenced:
         f"member {member!r} is not in group {group!r}, or not any more: its session ended, or another took its name; "
         "it joins again under another id"
     )
-
-
-def _superseded(member: str) -> ZBrokerError:
-    return Overloaded(f"member {member!r} has sent another request since this one")

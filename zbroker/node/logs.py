@@ -58,6 +58,15 @@ SENTENCES: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "{partition}: cut {bytes} bytes of a write that a crash had torn",
     ),
+    "coordinating": (logging.INFO, "this node coordinates the {groups} groups of {partition} now"),
+    "group_assigned": (
+        logging.INFO,
+        "group {group}: {partitions} partitions for {members} members (epoch {epoch}, {assignor})",
+    ),
+    "group_member_out": (
+        logging.WARNING,
+        "group {group}: {client} is out ({reason}); others get its partitions",
+    ),
     "append_failed": (logging.ERROR, "{partition} takes no records for now: {error}"),
     "storage_request_failed": (logging.ERROR, "{folder}: {error}"),
     "memory_exceeded": (

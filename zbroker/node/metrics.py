@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from zbroker.broker.broker import Broker
+from zbroker.broker.groups import Lag
 from zbroker.node.links import Links
 from zbroker.node.memory import resident_bytes
 from zbroker.node.sockets import Sockets
@@ -48,6 +49,11 @@ class Snapshot(msgspec.Struct, frozen=True):
     peers: dict[str, bool]
     leaderless: int
     nodes_down: int
+    groups: int
+    group_members: int
+    group_rebalances: int
+    group_commits: int
+    lags: tuple[Lag, ...]
 
 
 def take_snapshot(broker: Broker, sockets: Sockets, links: Links) -> Snapshot:
@@ -62,6 +68,7 @@ def take_snapshot(broker: Broker, sockets: Sockets, links: Links) -> Snapshot:
         for number, partition in kept.items()
     ]  # fmt: skip
     metadata = broker.metadata
+    groups, members, rebalances = broker.groups.count()
     return Snapshot(
         node=broker.settings.node, state=broker.state, clients=sockets.client_count(),
         subscriptions=sockets.subscription_count(), partitions=tuple(partitions),
@@ -72,6 +79,8 @@ def take_snapshot(broker: Broker, sockets: Sockets, links: Links) -> Snapshot:
         disk_full=any(partition.log.full for kept in broker.partitions.values() for partition in kept.values()),
         leaderless=sum(state.leader is None for topic in metadata.topics.values() for state in topic.partitions),
         nodes_down=sum(not metadata.is_up(node) for node in metadata.nodes),
+        groups=groups, group_members=members, group_rebalances=rebalances,
+        group_commits=broker.groups.commits, lags=tuple(broker.groups.lags()),
     )  # fmt: skip
 
 
@@ -124,6 +133,7 @@ def families(snapshot: Snapshot) -> Iterator[Any]:
         "nodes of the cluster that are taken for dead",
         value=snapshot.nodes_down,
     )
+    yield from group_families(snapshot)
     linked = GaugeMetricFamily(
         "zbroker_peer_linked", "1 while the peer is linked", labels=("peer",)
     )
@@ -162,3 +172,29 @@ def families(snapshot: Snapshot) -> Iterator[Any]:
     for reason, count in sorted(snapshot.counters.items()):
         dropped.add_metric((reason,), count)
     yield dropped
+
+
+def group_families(snapshot: Snapshot) -> Iterator[Any]:
+    """Those of consumer groups."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    yield GaugeMetricFamily(
+        "zbroker_groups", "consumer groups coordinated here", value=snapshot.groups
+    )
+    yield GaugeMetricFamily(
+        "zbroker_group_members", "members of those", value=snapshot.group_members
+    )
+    yield CounterMetricFamily(
+        "zbroker_group_rebalances", "targets made", value=snapshot.group_rebalances
+    )
+    yield CounterMetricFamily(
+        "zbroker_group_commits", "positions committed", value=snapshot.group_commits
+    )
+    lags = GaugeMetricFamily(
+        "zbroker_group_lag",
+        "records from the committed position to the high watermark",
+        labels=("group", "topic", "partition"),
+    )
+    for lag in snapshot.lags:
+        lags.add_metric((lag.group, lag.topic, str(lag.partition)), lag.lag)
+    yield lags
