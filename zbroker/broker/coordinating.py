@@ -128,6 +128,14 @@ class Coordinating:
         now = 0 if self.coordinator is None else self.coordinator.targets.rebalances
         return self._rebalances + now
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is due by time: no group to watch over, nobody who waits, and nothing to be read."""
+        if self.coordinator is not None:
+            return not self.state.groups and not self._waiting
+        leads = self._leader is not None
+        return not (leads or self.reading or self._applied < self.partition.high_watermark)
+
     # Requests ---
 
     def take(self, asked: Asked, decide: Decide, now: int, wall: int) -> None:
@@ -137,6 +145,7 @@ class Coordinating:
             NotCoordinator, NotReady, ShuttingDown: nothing is decided here, or not yet.
         """
         coordinator = self._ready()
+        self.partition.resting = False
         coordinator.outcome.refusal = self._refusal()
         error: ZBrokerError | None = None
         try:
@@ -218,6 +227,7 @@ class Coordinating:
     def on_catalog(self, catalog: Catalog, *, deleted: bool) -> None:
         """The topics changed."""
         if self.coordinator is not None:
+            self.partition.resting = False
             self.coordinator.targets.set_catalog(catalog)
             if deleted:
                 self._expire_at = 0

@@ -437,6 +437,7 @@ class Partition:
             self.life == "open"
             and self.replica.at_rest
             and not (self._producers or self._unconfirmed or self._readers.waiting)
+            and (self.coordinating is None or self.coordinating.at_rest)
         )
 
     def _wake(self, now: int) -> None:
