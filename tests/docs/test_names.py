@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from zbroker.broker.groups import Lag
 from zbroker.node import logs, metrics
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,7 @@ def exposition() -> bytes:
     of_all: dict[str, Any] = dict.fromkeys(metrics.Snapshot.__struct_fields__, 1)
     of_all |= {"node": "n", "state": "serving", "counters": {"x": 1}, "peers": {"n2": True}}
     of_all["partitions"] = (metrics.PartitionSample(**{**sample, "topic": "t"}),)
+    of_all["lags"] = (Lag(group="g", topic="t", partition=0, lag=1),)
     return metrics.exposition(metrics.Snapshot(**of_all))
 
 
