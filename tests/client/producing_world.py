@@ -109,11 +109,11 @@ class World:
         finished = self.core.take_finished()
         self.accumulator.finish(finished)
         for batch in finished:
-            for index, delta, function in batch.callbacks or ():
+            for index, function in batch.callbacks or ():
                 if batch.error is not None:
                     function(None, batch.error)
                 else:
-                    function(batch.metadata(index, delta), None)
+                    function(batch.metadata(index), None)
         found = [t for t in (wanted, asks, self.exchange.next_deadline()) if t is not None]
         return min(found) if found else None
 

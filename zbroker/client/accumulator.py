@@ -1,8 +1,8 @@
 """The producer's buffer: one open batch a partition, filled by the application, sealed for the client's thread.
 
 Owns the open batches, the budget in bytes and the waits for room. What stands between threads is here: a lock that is
-taken when a batch opens, is sealed or is finished, never for a record on the fast path (`Producer.send`). Never sends
-and never decides where a batch goes.
+taken when a batch opens, is sealed or is finished, never for a record on the fast path (`Producer.send`), which goes
+through a batch's pen (`filling`). Never sends and never decides where a batch goes.
 
 Memory: a batch reserves `batch_bytes` when it opens, keeps what it really holds when it is sealed, and gives that
 back when it is finished. Who finds no room waits until a quarter of the buffer is free, or is refused.
@@ -13,24 +13,27 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import repeat
 from time import monotonic, time
-from typing import Any
 
-from zbroker.client.delivery import Batch, Delivery, Entry, OnDelivery
+from zbroker.client.delivery import Batch, Delivery, OnDelivery, Pen
+from zbroker.client.filling import (
+    RECORD_OVERHEAD,
+    UNLOCKED,
+    Rows,
+    full,
+    open_pen,
+)
 from zbroker.client.guard import wait_event
 from zbroker.client.partitioner import crc32
 from zbroker.client.records import Headers
 from zbroker.errors import BufferFull, ClientClosed, MessageTooLarge, UnknownPartition, ZBrokerError
 
-RECORD_OVERHEAD = 16
-"""Bytes that a record is taken to need beside its key, value and headers."""
 PAYLOAD_OVERHEAD = 128
 """Bytes of a batch's header and of the array around its records, rounded up."""
 
 UNASSIGNED = -1
-
-Columns = tuple[Iterable[bytes | None], Iterable[bytes | None], Iterable[Headers]]
+REFRESH = 0.005
+"""Seconds after which the pen of a batch that stays open is told to look at the clock, once it does so seldom."""
 
 
 class LaneChanged(Exception):
@@ -40,7 +43,7 @@ class LaneChanged(Exception):
 class Lane:
     """The open batches of one topic. Until its partitions are known there is one, for all of them."""
 
-    __slots__ = ("assigned", "batches", "count", "record_max", "sticky", "topic", "turn")
+    __slots__ = ("assigned", "batches", "count", "pens", "record_max", "sticky", "topic", "turn")
 
     def __init__(
         self, topic: str, count: int, assigned: bool, record_max: int, closed: Batch
@@ -50,6 +53,8 @@ class Lane:
         self.assigned = assigned
         self.record_max = record_max
         self.batches = [closed] * count
+        self.pens: list[Pen] = [full] * count
+        """Those of the batches, for use without the lock."""
         self.sticky = closed
         self.turn = 0
 
@@ -73,6 +78,8 @@ class Accumulator:
         self.lanes: dict[str, Lane] = {}
         self.fast: dict[str, Lane] = {}
         """The same, for those who put records in without the lock; empty once nothing is taken any more."""
+        self.pens: dict[str, Pen] = {}
+        """By topic, the pen for records without a key, for the same."""
         self.closed: deque[Batch] = deque()
         """Sealed batches, in order, for the client's thread."""
         self.unfinished: dict[Batch, None] = {}
@@ -90,10 +97,12 @@ class Accumulator:
         self._turn = first_partition
         self._opened: dict[Batch, None] = {}
         self._hurried = False
+        self._coarse = False
+        """Whether there may be a batch whose pen looks at the clock seldom."""
+        self._refresh_at = 0.0
         self._waiting_for_room: list[threading.Event | Callable[[], None]] = []
-        self._never = Batch(self, "", UNASSIGNED, limit=0, opened_at=0.0, wall=0.0)
+        self._never = Batch(self, "", UNASSIGNED, limit=0, opened_at=0.0, wall=float)
         self._never.closed = True
-        self._never.records = None
 
     # Application threads ---
 
@@ -119,41 +128,38 @@ class Accumulator:
             MessageTooLarge, UnknownPartition, ClientClosed: as far as it can be known now.
         """
         size = record_size(value, key, headers)
+        rows = Rows(
+            (value,), None if key is None else (key,), headers, timestamp, size,
+            -1 if value is None else len(value),
+        )  # fmt: skip
         give_up = None if block is None else monotonic() + block
         while True:
             with self.lock:
                 lane = self.lane(topic)
                 if size > lane.record_max:
                     raise too_large(size, lane.record_max, topic)
-                place = self._place(lane, key, partition)
-                batch = lane.batches[place]
-                if not batch.closed and batch.size + size >= batch.limit and batch.records:
-                    self._seal(batch)
-                    self.wake(0.0)
-                    place = self._place(lane, key, partition)
-                    batch = lane.batches[place]
-                if batch.closed:
-                    opened = self._open(lane, place, size)
-                    if opened is not None:
-                        batch = opened
-                if not batch.closed:
-                    return self._put(
-                        batch, value, key, partition, timestamp, headers, on_delivery, size
-                    )
+                delivery = self._put(lane, key, partition, rows)
+                if delivery is not None:
+                    batch, index = delivery._batch, delivery._index
+                    if partition is not None and batch.partition == UNASSIGNED:
+                        batch.targets = batch.targets or {}
+                        batch.targets[index] = partition
+                    if on_delivery is not None:
+                        batch.callbacks = batch.callbacks or []
+                        batch.callbacks.append((index, on_delivery))
+                    return delivery
             self.wait_for_room(give_up)
 
-    def put_slice(
-        self, topic: str, lane: Lane | None, place: int | None, records: Columns, size: int
-    ) -> tuple[Batch, int, int] | None:
+    def put_rows(
+        self, topic: str, lane: Lane | None, place: int | None, rows: Rows
+    ) -> Delivery | None:
         """Puts records of one partition that fit into one batch, whole, without waiting.
 
         Args:
             lane: the lane for which `place` was reckoned; `place` None is any partition.
-            records: three iterables: keys, values, headers; the values end the others.
-            size: what the records are counted with.
 
         Returns:
-            The batch, the index of the first record, and the timestamp delta; None when there is no room.
+            The delivery of the first; None when there is no room.
 
         Raises:
             LaneChanged: the topic's partitions have become known, or more.
@@ -162,45 +168,32 @@ class Accumulator:
             present = self.lane(topic)
             if lane is not None and lane is not present:
                 raise LaneChanged
-            at = self._place(present, None, None) if place is None else place
-            batch = present.batches[at]
-            if not batch.closed and batch.size + size >= batch.limit and batch.records:
-                self._seal(batch)
-                self.wake(0.0)
-                at = self._place(present, None, None) if place is None else place
-                batch = present.batches[at]
-                if not batch.closed and batch.size + size >= batch.limit:
-                    self._seal(batch)
+            return self._put(present, None, place, rows)
+
+    def _put(
+        self, lane: Lane, key: bytes | None, partition: int | None, rows: Rows
+    ) -> Delivery | None:
+        """Puts records into a batch, another one where the open one takes no more; None when there is no room."""
+        while True:
+            place = self._place(lane, key, partition)
+            batch = lane.batches[place]
             if batch.closed:
-                opened = self._open(present, at, size)
+                opened = self._open(lane, place, rows.size)
                 if opened is None:
                     return None
                 batch = opened
-            return self._put_all(batch, records, size)
+            assert batch.pen is not None
+            try:
+                return batch.pen(rows)
+            except (StopIteration, ValueError):
+                # It is full, its pen was interrupted, or a thread that does not run now is at work with it.
+                self._seal(batch)
+                self.wake(0.0)
 
-    def _put_all(self, batch: Batch, records: Columns, size: int) -> tuple[Batch, int, int]:
-        wall = self._wall()
-        if wall >= batch.tick:
-            batch.advance(wall)
-        delta = batch.delta
-        keys, values, headers = records
-        new = list(map(Entry, repeat(delta), keys, values, headers))
-        into = batch.records
-        index = len(into)
-        into.extend(new)
-        while into[index] is not new[0]:
-            index += 1
-        batch.size += size
-        return batch, index, delta
-
-    def settle(self, batch: Batch, records: list[Any], index: int, record: Any) -> int:
-        """After an append that met another thread: the record's index, or -1 when it came too late for its batch."""
-        while records[index] is not record:
-            index += 1
-        if not batch.closed:
-            return index
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether a record that was put in while its batch was being sealed is in it."""
         with self.lock:
-            return index if index < batch.count else -1
+            return delivery._index < delivery._batch.count
 
     def hurry(self, batch: Batch) -> None:
         """Somebody waits for the batch: it lingers no more."""
@@ -234,6 +227,14 @@ class Accumulator:
             self.lanes[topic] = self.fast[topic] = lane
         return lane
 
+    def _offer(self, lane: Lane) -> None:
+        """Has records without a key go to the topic's present batch; the lock is held."""
+        pen = lane.sticky.pen
+        if self.refusal is None and pen is not None and UNLOCKED:
+            self.pens[lane.topic] = pen
+        else:
+            self.pens.pop(lane.topic, None)
+
     def _place(self, lane: Lane, key: bytes | None, partition: int | None) -> int:
         if not lane.assigned:
             return 0
@@ -250,6 +251,7 @@ class Accumulator:
             self._turn += 1
             lane.turn = self._turn % lane.count
             lane.sticky = lane.batches[lane.turn]
+            self._offer(lane)
         return lane.turn
 
     def _open(self, lane: Lane, place: int, size: int) -> Batch | None:
@@ -267,50 +269,21 @@ class Accumulator:
             place if lane.assigned else UNASSIGNED,
             limit=limit,
             opened_at=self._clock(),
-            wall=self._wall(),
+            wall=self._wall,
         )
+        open_pen(batch)
         batch.charge = charge
         batch.deadline = batch.opened_at + self._delivery_timeout
         lane.batches[place] = batch
+        if batch.pen is not None and UNLOCKED:
+            lane.pens[place] = batch.pen
         if place == lane.turn or not lane.assigned:
             lane.sticky = batch
+            self._offer(lane)
         self._opened[batch] = None
         self.unfinished[batch] = None
         self.wake(batch.opened_at + self.linger)
         return batch
-
-    def _put(
-        self,
-        batch: Batch,
-        value: bytes | None,
-        key: bytes | None,
-        partition: int | None,
-        timestamp: int | None,
-        headers: Headers,
-        on_delivery: OnDelivery | None,
-        size: int,
-    ) -> Delivery:
-        wall = self._wall()
-        if wall >= batch.tick:
-            batch.advance(wall)
-        delta = batch.delta
-        if timestamp is not None:
-            delta = timestamp - batch.base_ms
-            batch.explicit = True
-        record = Entry(delta, key, value, headers)
-        records = batch.records
-        index = len(records)
-        records.append(record)
-        while records[index] is not record:
-            index += 1
-        batch.size += size
-        if partition is not None and batch.partition == UNASSIGNED:
-            batch.targets = batch.targets or {}
-            batch.targets[index] = partition
-        if on_delivery is not None:
-            batch.callbacks = batch.callbacks or []
-            batch.callbacks.append((index, delta, on_delivery))
-        return Delivery(batch, index, delta)
 
     def wait_for_room(self, give_up: float | None) -> None:
         """Waits until there is room again, at most until the monotonic time `give_up` (`BufferFull`)."""
@@ -354,7 +327,25 @@ class Accumulator:
                     wanted = due if wanted is None else min(wanted, due)
                     if not hurried:
                         break
-        return wanted
+            return self._keep_time(now, wanted)
+
+    def is_coarse(self, batch: Batch) -> None:
+        """A pen looks at the clock seldom from now on: it is to be told when time has passed."""
+        batch.coarse = True
+        self._coarse = True
+        self.wake(self._clock() + REFRESH)
+
+    def _keep_time(self, now: float, wanted: float | None) -> float | None:
+        """Tells pens to look at the clock; answers when to do so again, or what is wanted earlier. The lock is held."""
+        if not self._coarse:
+            return wanted
+        if now >= self._refresh_at:
+            self._refresh_at = now + REFRESH
+            self._coarse = False
+            for batch in self._opened:
+                if batch.coarse:
+                    batch.signal = self._coarse = True
+        return self._refresh_at if wanted is None else min(wanted, self._refresh_at)
 
     def oldest_deadline(self) -> float | None:
         """When the oldest open batch expires."""
@@ -377,7 +368,7 @@ class Accumulator:
             waiting = None
             if old.assigned:
                 for place, batch in enumerate(old.batches[:count]):
-                    lane.batches[place] = batch
+                    lane.batches[place], lane.pens[place] = batch, old.pens[place]
                 lane.turn = old.turn % count
                 lane.sticky = lane.batches[lane.turn]
                 for batch in old.batches[count:]:
@@ -392,6 +383,7 @@ class Accumulator:
             self.lanes[topic] = lane
             if self.refusal is None:
                 self.fast[topic] = lane
+            self._offer(lane)
             return waiting
 
     def unassign(self, topic: str) -> None:
@@ -399,6 +391,7 @@ class Accumulator:
         with self.lock:
             old = self.lanes.pop(topic, None)
             self.fast.pop(topic, None)
+            self.pens.pop(topic, None)
             if old is not None:
                 for batch in old.batches:
                     if not batch.closed:
@@ -412,7 +405,7 @@ class Accumulator:
             self.room += parent.charge - sum(child.charge for child in children)
             parent.charge = 0
             parent.where = where
-            parent.taken = None
+            parent.forget()
             self.unfinished.pop(parent, None)
             event, waiters = parent.event, parent.waiters
             parent.waiters = None
@@ -433,7 +426,7 @@ class Accumulator:
         with self.lock:
             for batch in batches:
                 batch.done = True
-                batch.taken = None
+                batch.forget()
                 batch.data = None
                 self.unfinished.pop(batch, None)
                 self.room += batch.charge
@@ -461,6 +454,7 @@ class Accumulator:
         """Nothing is taken any more."""
         with self.lock:
             self.refusal = reason
+            self.pens.clear()
             self.fast.clear()  # the lanes stay: what is in them still has to find its partitions
             waiting, self._waiting_for_room = self._waiting_for_room, []
         for waiter in waiting:
@@ -472,16 +466,18 @@ class Accumulator:
 
     def _seal(self, batch: Batch) -> None:
         """Fixes what a batch holds. The lock is held."""
-        batch.closed = True
-        taken = batch.records[:]
-        batch.count = len(taken)
-        batch.taken = taken
-        batch.records = None
+        batch.seal()
         self._opened.pop(batch, None)
-        charge = min(batch.charge, batch.size) if taken else 0
+        lane = self.lanes.get(batch.topic)
+        place = max(batch.partition, 0)
+        if lane is not None and place < lane.count and lane.batches[place] is batch:
+            lane.pens[place] = full
+            if lane.sticky is batch:
+                self.pens.pop(batch.topic, None)
+        charge = min(batch.charge, batch.size) if batch.count else 0
         self.room += batch.charge - charge
         batch.charge = charge
-        if taken:
+        if batch.count:
             self.closed.append(batch)
         else:
             self.unfinished.pop(batch, None)

@@ -7,16 +7,16 @@ or in an event loop, goes on where it stopped. Never waits itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import repeat
 from typing import Any
 
 from zbroker.client.accumulator import Accumulator, LaneChanged, record_size
 from zbroker.client.delivery import DeliveryGroup, OnDelivery
+from zbroker.client.filling import Rows
 from zbroker.client.partitioner import crc32
 from zbroker.client.records import Headers
 from zbroker.errors import BufferFull, InvalidRequest
 
-SLICE = 128
+SLICE = 512
 """Values that are put at once."""
 CHUNK = 4096
 """Values that are sorted by partition at once."""
@@ -105,7 +105,12 @@ class Bulk:
         positions: Sequence[int],
     ) -> Iterator[None]:
         accumulator = self._accumulator
-        size = self._extra * len(values) + _total(values) + (0 if keys is None else _total(keys))
+        length = _common_length(values) if keys is None else -1
+        size = self._extra * len(values) + (
+            length * len(values)
+            if length >= 0
+            else _total(values) + (0 if keys is None else _total(keys))
+        )
         if size > accumulator.batch_bytes // 2:
             if len(values) == 1:
                 yield from self._one_by_one(positions)
@@ -116,15 +121,15 @@ class Bulk:
                     lane, place, values[cut], None if keys is None else keys[cut], positions[cut]
                 )
             return
-        columns = (repeat(None) if keys is None else keys, values, repeat(self._headers))
+        rows = Rows(values, keys, self._headers, None, size, length)
         while True:
             try:
-                put = accumulator.put_slice(self._topic, lane, place, columns, size)
+                first = accumulator.put_rows(self._topic, lane, place, rows)
             except LaneChanged:
                 yield from self._one_by_one(positions)
                 return
-            if put is not None:
-                self.group.add(put[0], put[1], positions, put[2])
+            if first is not None:
+                self.group.add(first._batch, first._index, positions)
                 return
             yield None
 
@@ -141,7 +146,16 @@ class Bulk:
                     yield None
                     continue
                 break
-            self.group.add(delivery._batch, delivery._index, (position,), delivery._delta)
+            self.group.add(delivery._batch, delivery._index, (position,))
+
+
+def _common_length(items: Sequence[bytes | None]) -> int:
+    """The length of every item, or -1."""
+    try:
+        lengths = set(map(len, items))  # type: ignore[arg-type]
+    except TypeError:
+        return -1
+    return lengths.pop() if len(lengths) == 1 else -1
 
 
 def _total(items: Sequence[bytes | None]) -> int:

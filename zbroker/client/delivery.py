@@ -1,27 +1,29 @@
 """A batch on its way from `send()` to its place in the log, and the `Delivery` that an application holds of a record.
 
-Owns a batch's life and how its outcome is waited for. A batch is filled by the application's threads without a lock,
-sealed once, encoded and sent by the client's thread, and finished once:
+Owns a batch's life and how its outcome is waited for. A batch is filled by the application's threads without a lock
+(`filling`), sealed once, encoded and sent by the client's thread, and finished once:
 
-=========== ============================================ ==================================
+=========== ============================================ ========================================================
 state       who may touch it                             what marks it
-=========== ============================================ ==================================
-open        any thread appends to `records`              `closed` is False
-sealed      the client's thread                          `closed`; `count` and `taken` fixed
+=========== ============================================ ========================================================
+open        its pen, one thread at a time                `closed` is False
+sealed      the client's thread                          `closed`; `count`, `values` and `runs` fixed
 divided     nobody: its records went into other batches  `where`
 finished    everybody reads                              `done`; `error` or `base_offset`
-=========== ============================================ ==================================
+=========== ============================================ ========================================================
 
-Why filling needs no lock: `list.append` is atomic; whoever seals sets `closed` first and copies the list after. Who
-appends and then finds `closed` False appended before the copy, so the record is in; who finds it True asks, under the
-lock, whether its index is below `count`. An index is certain once `records[index]` is the record itself.
+Whoever seals waits for nobody: it sets `closed`, then copies the values. Who has put a record in and then finds
+`closed` False did so before the copy, so the record is in; who finds it True asks, under the lock, whether its index
+is below `count`.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from time import monotonic
 from typing import Any, Protocol
 
@@ -32,18 +34,8 @@ from zbroker.client.records import Headers, RecordMetadata
 from zbroker.errors import ZBrokerError
 
 OnDelivery = Callable[[RecordMetadata | None, ZBrokerError | None], Any]
-
-
-class Entry(msgspec.Struct, array_like=True, gc=False):
-    """One record in a batch, as it is encoded: the timestamp counts from the batch's `base_ms`.
-
-    A tuple would do, but the garbage collector tracks tuples, and half a million that wait cost more than the rest.
-    """
-
-    delta: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
+Pen = Callable[[Any], "Delivery | None"]
+"""Puts records into one batch; see `filling`."""
 
 
 class Home(Protocol):
@@ -53,6 +45,9 @@ class Home(Protocol):
 
     def hurry(self, batch: Batch) -> None:
         """Somebody waits for the batch: it lingers no more."""
+
+    def is_coarse(self, batch: Batch) -> None:
+        """The batch's pen looks at the clock seldom from now on."""
 
 
 class Batch:
@@ -66,6 +61,7 @@ class Batch:
         "callbacks",
         "charge",
         "closed",
+        "coarse",
         "count",
         "data",
         "deadline",
@@ -75,54 +71,82 @@ class Batch:
         "epoch",
         "error",
         "event",
-        "explicit",
+        "headers",
         "home",
+        "keys",
         "limit",
+        "marks",
+        "mixed",
         "opened_at",
         "ordinal",
         "partition",
-        "records",
+        "pen",
+        "runs",
         "sends",
         "sequence",
+        "signal",
         "size",
-        "taken",
         "targets",
         "tick",
         "topic",
         "urgent",
+        "values",
         "waiters",
+        "wall",
         "where",
     )
 
     def __init__(
-        self, home: Home, topic: str, partition: int, *, limit: int, opened_at: float, wall: float
+        self,
+        home: Home,
+        topic: str,
+        partition: int,
+        *,
+        limit: int,
+        opened_at: float,
+        wall: Callable[[], float],
     ) -> None:
         self.home = home
         self.topic = topic
         self.partition = partition
         """Where it goes; -1 while the topic's partitions are not known."""
-        self.records: Any = []
+        self.values: list[bytes | None] = []
+        self.keys: list[bytes | None] | None = None
+        """One a value or more, once a record has a key."""
+        self.headers: list[Headers] | None = None
+        """The same, once a record has headers."""
+        self.mixed = False
+        """Whether the values are of several lengths, or some are None."""
+        self.marks: list[tuple[int, int]] = []
+        """(index, timestamp delta from `base_ms`): from that record on. The last of several at one index counts."""
+        self.runs: tuple[tuple[int, int], ...] = ()
+        """The same, once it is sealed."""
+        self.pen: Pen | None = None
+        """What puts records in, while it is open."""
         self.limit = limit
         self.size = 0
-        self.base_ms = int(wall * 1000)
+        """What its records take of the buffer, at most."""
+        self.wall = wall
+        self.base_ms = int(wall() * 1000)
         self.delta = 0
-        self.tick = (self.base_ms + 1) / 1000
+        self.tick = 0.0
         """Wall clock in seconds from which on `delta` is out of date."""
         self.opened_at = opened_at
         self.deadline = 0.0
         self.charge = 0
         """Bytes of the buffer that it takes."""
         self.closed = False
+        self.signal = False
+        """Whether the pen is to look at the clock, and at `closed`."""
+        self.coarse = False
+        """Whether the pen looks at the clock seldom."""
         self.urgent = False
-        self.explicit = False
-        """Whether a record brought its own timestamp, so that deltas are in no order."""
         self.targets: dict[int, int] | None = None
         """Partitions that were asked for while the topic's were unknown, by index."""
-        self.callbacks: list[tuple[int, int, OnDelivery]] | None = None
-        """(index, timestamp delta, function)."""
+        self.callbacks: list[tuple[int, OnDelivery]] | None = None
+        """(index, function)."""
 
         self.count = 0
-        self.taken: Sequence[Entry] | None = None
         self.data: bytearray | None = None
         self.sequence = -1
         self.epoch = -1
@@ -141,15 +165,52 @@ class Batch:
         self.event: threading.Event | None = None
         self.waiters: list[Callable[[], None]] | None = None
 
-    def advance(self, wall: float) -> None:
-        """Moves `delta` up to the wall clock; a clock that was set back changes nothing."""
-        milliseconds = int(wall * 1000)
-        self.delta = milliseconds - self.base_ms
-        self.tick = (milliseconds + 1) / 1000
+    def mark(self, index: int) -> None:
+        """Has the records from an index on bear the wall clock's time; a clock that was set back changes nothing."""
+        wall = self.wall()
+        if wall >= self.tick:
+            milliseconds = int(wall * 1000)
+            self.tick = (milliseconds + 1) / 1000
+            self.delta = max(self.delta, milliseconds - self.base_ms)
+            self.marks.append((index, self.delta))
 
-    def metadata(self, index: int, delta: int) -> RecordMetadata:
+    def mark_explicit(self, index: int, timestamp: int) -> None:
+        """Has the records from an index on bear a timestamp of their own, until the clock is looked at."""
+        self.tick = 0.0
+        self.marks.append((index, timestamp - self.base_ms))
+
+    def seal(self) -> None:
+        """Fixes what it holds; the lock is held. A pen that is at work finds out by itself."""
+        self.closed = True
+        self.signal = True
+        self.values = self.values[:]
+        self.count = len(self.values)
+        self.runs = tuple(self.marks)  # after the values: a value's mark is put in before it
+        self.pen = None
+
+    def forget(self) -> None:
+        """The records themselves are needed no more."""
+        self.values = []
+        self.keys = self.headers = None
+
+    def delta_of(self, index: int) -> int:
+        """The timestamp of the record at an index, counted from `base_ms`."""
+        return self.runs[bisect_right(self.runs, index, key=_first) - 1][1]
+
+    def deltas(self) -> list[int]:
+        """The same of every record."""
+        ends = [*(first for first, _ in self.runs[1:]), self.count]
+        found: list[int] = []
+        for (first, delta), end in zip(self.runs, ends, strict=True):
+            found += [delta] * (min(end, self.count) - first)
+        return found
+
+    def metadata(self, index: int) -> RecordMetadata:
         """Where the record at an index is, once the batch is done."""
-        timestamp = self.base_ms + delta if self.append_time is None else self.append_time
+        if self.append_time is None:
+            timestamp = self.base_ms + self.delta_of(index)
+        else:
+            timestamp = self.append_time
         offset = self.base_offset + index if self.base_offset >= 0 else -1
         return RecordMetadata(self.topic, self.partition, offset, timestamp, self.durability)
 
@@ -184,12 +245,14 @@ class Batch:
         return True
 
 
+_first = itemgetter(0)
+
+
 class Delivery(msgspec.Struct, gc=False, eq=False):
     """What became of one record: still on its way, in the log, or failed."""
 
     _batch: Batch
     _index: int
-    _delta: int
 
     def done(self) -> bool:
         """Whether the outcome is known."""
@@ -205,7 +268,7 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
         batch, index = self._wait(timeout)
         if batch.error is not None:
             raise copied(batch.error)
-        return batch.metadata(index, self._delta)
+        return batch.metadata(index)
 
     def exception(self, timeout: float | None = None) -> ZBrokerError | None:
         """Waits as `result` does; the error, or None where the record is in the log."""
@@ -236,7 +299,7 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
             return f"<Delivery to {batch.topic!r}: on its way>"
         if batch.error is not None:
             return f"<Delivery to {batch.topic!r}: {batch.error!r}>"
-        return f"<Delivery {batch.metadata(index, self._delta)!r}>"
+        return f"<Delivery {batch.metadata(index)!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         from zbroker.client.guard import NotPicklable
@@ -254,24 +317,24 @@ class DeliveryGroup:
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._parts: list[tuple[Batch, int, Sequence[int], int]] = []
+        self._parts: list[tuple[Batch, int, Sequence[int]]] = []
 
-    def add(self, batch: Batch, first: int, positions: Sequence[int], delta: int) -> None:
+    def add(self, batch: Batch, first: int, positions: Sequence[int]) -> None:
         """Records at indexes from `first` on in a batch are the values at `positions`."""
-        self._parts.append((batch, first, positions, delta))
+        self._parts.append((batch, first, positions))
 
     def __len__(self) -> int:
         return self._total
 
     def accepted(self) -> int:
         """How many records are on their way or further."""
-        return sum(len(positions) for _, _, positions, _ in self._parts)
+        return sum(len(positions) for _, _, positions in self._parts)
 
     def done(self) -> bool:
         """Whether every outcome is known."""
         return all(
-            Delivery(batch, first + n, delta).done()
-            for batch, first, positions, delta in self._parts
+            Delivery(batch, first + n).done()
+            for batch, first, positions in self._parts
             for n in ((0,) if batch.where is None else range(len(positions)))
         )
 
@@ -281,15 +344,15 @@ class DeliveryGroup:
         deadline = None if timeout is None else monotonic() + timeout
         found: list[Any] = [None] * self._total
         failed: tuple[int, ZBrokerError] | None = None
-        for batch, first, positions, delta in self._parts:
+        for batch, first, positions in self._parts:
             for n, position in enumerate(positions):
-                place, index = Delivery(batch, first + n, delta)._place()
+                place, index = Delivery(batch, first + n)._place()
                 while not place.done:
                     if not place.wait(None if deadline is None else deadline - monotonic()):
                         raise ran_out("the acknowledgement of every record", timeout)
-                    place, index = Delivery(batch, first + n, delta)._place()
+                    place, index = Delivery(batch, first + n)._place()
                 if place.error is None:
-                    found[position] = place.metadata(index, delta)
+                    found[position] = place.metadata(index)
                 elif failed is None or position < failed[0]:
                     failed = (position, place.error)
         if failed is not None:
@@ -312,7 +375,7 @@ class DeliveryGroup:
         """What is known by now, without waiting: how many are in the log, and the failed ones' positions and errors."""
         delivered = 0
         failed: list[tuple[int, ZBrokerError]] = []
-        for batch, first, positions, delta in self._parts:
+        for batch, first, positions in self._parts:
             if batch.where is None:
                 if batch.done and batch.error is None:
                     delivered += len(positions)
@@ -320,7 +383,7 @@ class DeliveryGroup:
                     failed += [(position, batch.error) for position in positions]
                 continue
             for n, position in enumerate(positions):
-                place, _ = Delivery(batch, first + n, delta)._place()
+                place, _ = Delivery(batch, first + n)._place()
                 if place.done and place.error is None:
                     delivered += 1
                 elif place.done and place.error is not None:

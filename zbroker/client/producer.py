@@ -11,15 +11,16 @@ import logging
 import random
 import weakref
 from collections.abc import Iterable, Sequence
-from time import monotonic, time
+from time import monotonic
 from types import TracebackType
 from typing import Any, Literal
 
-from zbroker.client.accumulator import RECORD_OVERHEAD, Accumulator
+from zbroker.client.accumulator import Accumulator
 from zbroker.client.bulk import Bulk
 from zbroker.client.connection import Connection
-from zbroker.client.delivery import Batch, Delivery, DeliveryGroup, Entry, OnDelivery
+from zbroker.client.delivery import Batch, Delivery, DeliveryGroup, OnDelivery, Pen
 from zbroker.client.exchange import Body, Exchange
+from zbroker.client.filling import Keyed
 from zbroker.client.guard import Guarded, check_timeout, option, ran_out
 from zbroker.client.metadata import BATCH_MAX, Cluster
 from zbroker.client.partitioner import crc32
@@ -37,8 +38,6 @@ BUFFER_BYTES = 64 << 20
 EXIT_PATIENCE = 5.0
 """Seconds that a producer which nobody closed has to empty its buffer when the interpreter exits."""
 TIMESTAMP_MAX = 2**62
-
-_OVERHEAD = RECORD_OVERHEAD
 
 
 class ProducerMachine:
@@ -83,12 +82,12 @@ class ProducerMachine:
 
 def run_callbacks(batch: Batch) -> None:
     """Tells each record's function what became of it."""
-    for index, delta, function in batch.callbacks or ():
+    for index, function in batch.callbacks or ():
         try:
             if batch.error is not None:
                 function(None, batch.error)
             else:
-                function(batch.metadata(index, delta), None)
+                function(batch.metadata(index), None)
         except Exception:
             logger.exception("on_delivery %r failed; the record itself is as it was", function)
     batch.callbacks = None
@@ -167,7 +166,8 @@ class Producer(Guarded):
         self._serialize = _serializer(serializer, "value")
         self._serialize_key = _serializer(key_serializer, "key")
         plain = self._serialize is None and self._serialize_key is None
-        self._fast = self._accumulator.fast if plain else {}
+        self._lanes = self._accumulator.fast if plain else {}
+        self._pens: dict[str, Pen] = self._accumulator.pens if plain else {}
 
     def _init(
         self, servers: tuple[Address, ...], acks: Literal["all", "leader", "none"], linger: float, batch_bytes: int,
@@ -199,13 +199,12 @@ class Producer(Guarded):
         topic: str,
         value: Any,
         key: Any = None,
-        *,
         partition: int | None = None,
         timestamp: int | None = None,
         headers: Any = (),
         on_delivery: OnDelivery | None = None,
     ) -> Delivery:
-        """Puts a record on its way.
+        """Puts a record on its way. (What follows the key is meant to be named; that it need not be makes calls quick.)
 
         Args:
             topic: its name; topics are not created by sending to them.
@@ -222,38 +221,20 @@ class Producer(Guarded):
             MessageTooLarge, UnknownPartition, InvalidTopic, SerializationError: as far as it can be known at once.
             ClientClosed: the producer was closed, or the process has forked.
         """
-        if (
-            type(value) is bytes
-            and partition is None
-            and timestamp is None
-            and on_delivery is None
-            and not headers
-        ):
+        if partition is None and timestamp is None and on_delivery is None and not headers:
             try:
-                lane = self._fast[topic]
                 if key is None:
-                    batch = lane.sticky
-                    size = batch.size + len(value) + _OVERHEAD
+                    delivery = self._pens[topic](value)
                 else:
-                    batch = lane.batches[crc32(key) % lane.count]
-                    size = batch.size + len(value) + len(key) + _OVERHEAD
-                records = batch.records
-                index = len(records)
-            except (KeyError, TypeError):
-                pass  # the topic is new, its batch is closed, or the key is no bytes
-            else:
-                if size < batch.limit and (key is None or type(key) is bytes):
-                    wall = time()
-                    if wall >= batch.tick:
-                        batch.advance(wall)
-                    delta = batch.delta
-                    record = Entry(delta, key, value, ())
-                    records.append(record)
-                    batch.size = size
-                    if records[index] is not record or batch.closed:
-                        index = self._accumulator.settle(batch, records, index, record)
-                    if index >= 0:
-                        return Delivery(batch, index, delta)
+                    lane = self._lanes[topic]
+                    delivery = lane.pens[crc32(key) % lane.count](Keyed(key, value))
+                if delivery is not None:
+                    return delivery
+            except StopIteration as end:
+                if end.value is not None and self._accumulator.holds(end.value):
+                    return end.value  # type: ignore[no-any-return]
+            except (KeyError, TypeError, ValueError):
+                pass  # the topic is new, the key is no bytes, or another thread is at it
         return self._send(
             topic, value, key, partition, timestamp, headers, on_delivery, self._block
         )
@@ -379,7 +360,7 @@ class Producer(Guarded):
 
     def _after_fork(self) -> None:
         super()._after_fork()
-        self._fast = {}
+        self._lanes, self._pens = {}, {}
 
     def _at_exit(self) -> None:
         with contextlib.suppress(Exception):

@@ -37,12 +37,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from zbroker.client.accumulator import Accumulator
-from zbroker.client.delivery import Batch, Entry, copied
+from zbroker.client.delivery import Batch, copied
 from zbroker.client.exchange import Backoff, Body, Call, Exchange, Outcome, Retries, moving
 from zbroker.client.inquiry import Inquiry
 from zbroker.client.metadata import Cluster, Leader, TopicView
@@ -62,10 +62,11 @@ from zbroker.protocol import messages
 from zbroker.protocol.batch import (
     NO_PRODUCER,
     decode_records,
-    encode_batch,
+    finish_batch,
     read_header,
     set_producer,
 )
+from zbroker.protocol.columns import encode_columns
 from zbroker.units import Address
 
 WINDOW = 5
@@ -294,18 +295,18 @@ class ProducerCore:
     def _divide(self, batch: Batch, view: TopicView) -> None:
         """Gives the records of a batch that was filled before the partitions were known to partitions."""
         count = len(view.leaders)
-        records = batch.taken or ()
         targets = batch.targets or {}
         self._turn += 1
         keyless = self._turn % count
+        keys = batch.keys or (None,) * batch.count
         places = [
-            targets[index] if index in targets else keyless if record.key is None else crc32(record.key) % count
-            for index, record in enumerate(records)
+            targets[index] if index in targets else keyless if key is None else crc32(key) % count
+            for index, key in enumerate(keys[: batch.count])
         ]  # fmt: skip
         groups: dict[int, list[int]] = {}
         for index, place in enumerate(places):
             groups.setdefault(place, []).append(index)
-        self._replace(batch, list(groups.items()), records)
+        self._replace(batch, list(groups.items()), batch.deltas())
         for child in self._children:
             if child.partition >= count:
                 self._fail(child, _no_partition(child, view))
@@ -313,7 +314,7 @@ class ProducerCore:
                 self._enqueue(child)
 
     def _replace(
-        self, batch: Batch, groups: list[tuple[int, list[int]]], records: Sequence[Entry]
+        self, batch: Batch, groups: list[tuple[int, list[int]]], deltas: Sequence[int]
     ) -> None:
         """Puts a batch's records into new batches, one a group of indexes; they end up in `_children`."""
         where: list[tuple[Batch, int]] = [(batch, 0)] * batch.count
@@ -325,21 +326,27 @@ class ProducerCore:
                 place,
                 limit=batch.limit,
                 opened_at=batch.opened_at,
-                wall=0.0,
+                wall=batch.wall,
             )
-            child.base_ms, child.delta, child.explicit = batch.base_ms, batch.delta, batch.explicit
-            child.deadline, child.closed, child.records = batch.deadline, True, None
-            child.urgent = batch.urgent
-            child.taken = [records[index] for index in indexes]
-            child.count = len(indexes)
+            child.base_ms, child.deadline, child.urgent = (
+                batch.base_ms,
+                batch.deadline,
+                batch.urgent,
+            )
+            child.values = [batch.values[index] for index in indexes]
+            child.keys = batch.keys and [batch.keys[index] for index in indexes]
+            child.headers = batch.headers and [batch.headers[index] for index in indexes]
+            child.mixed, child.size = batch.mixed, batch.size
+            child.marks = [(at, deltas[index]) for at, index in enumerate(indexes)]
+            child.seal()
             child.charge = batch.charge * child.count // batch.count
             for index, old in enumerate(indexes):
                 where[old] = (child, index)
             self._children.append(child)
-        for index, delta, function in batch.callbacks or ():
+        for index, function in batch.callbacks or ():
             child, place = where[index]
             child.callbacks = child.callbacks or []
-            child.callbacks.append((place, delta, function))
+            child.callbacks.append((place, function))
         self._accumulator.adopt(batch, self._children, where)
 
     # Identity ---
@@ -469,24 +476,23 @@ class ProducerCore:
 
     def _encode(self, batch: Batch) -> None:
         """Turns records into bytes, with an identity where the batch has one already."""
-        entries = batch.taken or ()
-        base, latest = batch.base_ms, batch.base_ms + batch.delta
-        if batch.explicit:
-            shift = entries[0].delta
-            base += shift
-            for entry in entries:
-                entry.delta -= shift
-            latest = base + max(entry.delta for entry in entries)
-        records: Any = entries
+        count, runs = batch.count, batch.runs
+        shift = batch.delta_of(0)
+        deltas = [delta for first, delta in runs if first < count]
         numbered = batch.sequence >= 0
-        batch.data = encode_batch(
-            records, base_timestamp=base, max_timestamp=latest, codec=self.settings.codec,
-            producer_id=self.producer_id if numbered else NO_PRODUCER,
-            producer_epoch=batch.epoch, base_sequence=batch.sequence, size_hint=batch.size,
+        payload = encode_columns(
+            batch.values, batch.keys and batch.keys[:count], batch.headers and batch.headers[:count],
+            [(first, delta - shift) for first, delta in runs] if shift else runs,
+            same_length=not batch.mixed, size_hint=batch.size,
+        )  # fmt: skip
+        batch.data = finish_batch(
+            payload, count, base_timestamp=batch.base_ms + shift, max_timestamp=batch.base_ms + max(deltas),
+            codec=self.settings.codec, producer_id=self.producer_id if numbered else NO_PRODUCER,
+            producer_epoch=batch.epoch, base_sequence=batch.sequence,
             # What is numbered when it is sent gets its CRC then.
             with_crc=numbered or not self.settings.idempotent,
         )  # fmt: skip
-        batch.taken = None
+        batch.forget()
         self._accumulator.recharge(batch, len(batch.data))
 
     def _answered(self, stream: Stream, batch: Batch, outcome: Outcome, now: float) -> None:
@@ -601,19 +607,17 @@ class ProducerCore:
         assert batch.data is not None
         header = read_header(batch.data)
         shift = header.base_timestamp - batch.base_ms
-        records = [
-            Entry(row[0] + shift, *row[1:])
-            for row in decode_records(batch.data, 0, header)
-            if row is not None
-        ]
+        rows = [row for row in decode_records(batch.data, 0, header) if row is not None]
+        batch.keys, batch.values = [row[1] for row in rows], [row[2] for row in rows]
+        batch.headers, batch.mixed = [row[3] for row in rows], True
         middle = batch.count // 2
         halves = [list(range(middle)), list(range(middle, batch.count))]
         place = stream.unacked.index(batch)
         stream.unacked.remove(batch)
-        self._replace(batch, [(batch.partition, half) for half in halves], records)
+        deltas = [row[0] + shift for row in rows]
+        self._replace(batch, [(batch.partition, half) for half in halves], deltas)
         sequence = batch.sequence
         for child in self._children:
-            child.explicit = True
             if self.settings.idempotent:
                 child.sequence, child.epoch = sequence, batch.epoch
                 sequence += child.count

@@ -99,7 +99,6 @@ MALFORMED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryErr
 
 crc32c = _crc32c.crc32c
 
-_encode_payload = msgspec.msgpack.Encoder().encode
 _encode_payload_into = msgspec.msgpack.Encoder().encode_into
 
 
@@ -196,21 +195,41 @@ def encode_batch(
         size_hint: about how many bytes the payload needs.
         with_crc: False leaves the CRC to `set_producer`, which must follow.
     """
+    # Straight behind the header: large temporaries cost more than encoding does.
+    batch = bytearray(HEADER_SIZE + size_hint)
+    _encode_payload_into(records, batch, HEADER_SIZE)
+    return finish_batch(
+        batch, len(records), base_timestamp=base_timestamp, max_timestamp=max_timestamp, codec=codec,
+        producer_id=producer_id, producer_epoch=producer_epoch, base_sequence=base_sequence,
+        attributes=attributes, with_crc=with_crc,
+    )  # fmt: skip
+
+
+def finish_batch(
+    batch: bytearray,
+    count: int,
+    *,
+    base_timestamp: int,
+    max_timestamp: int,
+    codec: int = 0,
+    producer_id: int = NO_PRODUCER,
+    producer_epoch: int = -1,
+    base_sequence: int = -1,
+    attributes: int = 0,
+    with_crc: bool = True,
+) -> bytearray:
+    """The batch whose uncompressed payload of `count` records stands behind room for the header.
+
+    Arguments as in `encode_batch`. What is not compressed is the same bytearray, filled in.
+    """
+    uncompressed = len(batch) - HEADER_SIZE
     if codec:
-        payload: bytes | bytearray = _encode_payload(records)
-        uncompressed = len(payload)
-        smaller = compression.compress(codec, payload)
+        smaller = compression.compress(codec, batch[HEADER_SIZE:])
         if len(smaller) < uncompressed:
-            payload = smaller
+            batch = bytearray().join((_NO_HEADER, smaller))
             attributes |= codec
-        batch = bytearray().join((_NO_HEADER, payload))
-    else:
-        # Straight behind the header: large temporaries cost more than encoding does.
-        batch = bytearray(HEADER_SIZE + size_hint)
-        _encode_payload_into(records, batch, HEADER_SIZE)
-        uncompressed = len(batch) - HEADER_SIZE
     batch[:CRC_AT] = _PRODUCER_ZONE.pack(
-        MAGIC, VERSION, attributes, len(records), len(batch) - HEADER_SIZE, uncompressed,
+        MAGIC, VERSION, attributes, count, len(batch) - HEADER_SIZE, uncompressed,
         base_timestamp, max_timestamp, producer_id, base_sequence, producer_epoch,
     )  # fmt: skip
     if with_crc:

@@ -268,11 +268,11 @@ class SimulatedProducer(SimulatedClient):
         return wanted
 
     def _tell(self, batch: Batch) -> None:
-        for index, delta, function in batch.callbacks or ():
+        for index, function in batch.callbacks or ():
             if batch.error is not None:
                 function(None, batch.error)
             else:
-                function(batch.metadata(index, delta), None)
+                function(batch.metadata(index), None)
 
     @property
     def idle(self) -> bool:
