@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from zbroker.client.accumulator import Accumulator
+from zbroker.client.buffer import Ready
 from zbroker.client.consumer import Consumer
-from zbroker.client.consuming import Ready
 from zbroker.client.producer import Producer
 from zbroker.client.records import TopicPartition
 from zbroker.client.splice import Piece
@@ -95,7 +95,7 @@ def main() -> None:
     place = TopicPartition("t", 0)
     header = read_header(batch)
     ready = Ready(place, 0, 1000, Piece(bytes(batch), 0, header, 0))
-    show("decode", lambda: [consumer._decode(ready, place) for _ in range(RECORDS // 1000)])
+    show("decode", lambda: [consumer._decoder.decode(ready) for _ in range(RECORDS // 1000)])
 
 
 if __name__ == "__main__":

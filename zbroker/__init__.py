@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zbroker.client.admin import Admin
-    from zbroker.client.aio import AsyncAdmin, AsyncConsumer, AsyncDelivery, AsyncProducer
+    from zbroker.client.aio import AsyncAdmin, AsyncDelivery, AsyncProducer
+    from zbroker.client.aioconsumer import AsyncConsumer
     from zbroker.client.consumer import Consumer
     from zbroker.client.delivery import Delivery, DeliveryGroup
     from zbroker.client.producer import Producer
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "Admin": "client.admin",
     "AsyncAdmin": "client.aio",
-    "AsyncConsumer": "client.aio",
+    "AsyncConsumer": "client.aioconsumer",
     "AsyncDelivery": "client.aio",
     "AsyncProducer": "client.aio",
     "ClusterDescription": "client.records",

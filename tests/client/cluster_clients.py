@@ -10,9 +10,10 @@ from client.cluster_world import TOPIC, SimCluster
 from zbroker.client.accumulator import Accumulator
 from zbroker.client.admin import AdminMachine
 from zbroker.client.administering import AdminCore, Task
-from zbroker.client.consumer import ConsumerMachine
-from zbroker.client.consuming import ConsumerCore, ConsumerSettings
+from zbroker.client.buffer import ConsumerSettings
+from zbroker.client.consuming import ConsumerCore
 from zbroker.client.delivery import Delivery
+from zbroker.client.driving import ConsumerMachine
 from zbroker.client.exchange import Exchange, Outcome, Reopen, Transmit
 from zbroker.client.metadata import Cluster
 from zbroker.client.producer import ProducerMachine
@@ -194,7 +195,7 @@ class SimConsumer(SimClient):
                 self.core.go_on(self.world.now)
             if item.piece is None:
                 continue
-            self.core.bytes_out += item.piece.header.size
+            self.core.buffer.bytes_out += item.piece.header.size
             assert item.piece.first == len(got), (item.place, item.piece.first, len(got))
             header = item.piece.header
             rows = decode_records(item.piece.data, item.piece.at, header)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from broker.world import World, batch
 
-from zbroker.client.consuming import ConsumerCore, ConsumerSettings
+from zbroker.client.buffer import ConsumerSettings
+from zbroker.client.consuming import ConsumerCore
 from zbroker.client.exchange import Exchange, Reopen, Subscription, Transmit
 from zbroker.client.metadata import Cluster
 from zbroker.client.records import TopicPartition
@@ -140,9 +141,10 @@ class Client:
                 return
             item = self.core.ready.popleft()
             if item.piece is not None:
-                self.core.bytes_out += item.piece.header.size
-                self.core.stalled = (
-                    self.core.stalled and self.core.bytes_in - self.core.bytes_out > 5000
+                self.core.buffer.bytes_out += item.piece.header.size
+                self.core.buffer.stalled = (
+                    self.core.buffer.stalled
+                    and self.core.buffer.bytes_in - self.core.buffer.bytes_out > 5000
                 )
             if item.error is not None:
                 self.errors.append(item.error)

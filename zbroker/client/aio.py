@@ -1,4 +1,4 @@
-"""The asyncio faces: `AsyncProducer`, `AsyncConsumer`, `AsyncAdmin`.
+"""The asyncio faces of `Producer` and `Admin`; that of `Consumer` is in `aioconsumer`.
 
 Same cores, same threads and same arguments as the sync faces. What the client's thread has to tell a loop it collects
 and hands over with one `call_soon_threadsafe` (`Handover`), so any event loop will do, and none per record. Never polls
@@ -8,67 +8,22 @@ a socket.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from time import monotonic
 from types import TracebackType
 from typing import Any
 
 from zbroker.client import flows
 from zbroker.client.admin import AdminBase, given, moment, names_of
+from zbroker.client.bridge import Bridge
 from zbroker.client.bulk import Bulk
-from zbroker.client.consumer import MAX_RECORDS, ConsumerBase
 from zbroker.client.delivery import Batch, Delivery, DeliveryGroup, OnDelivery, copied
 from zbroker.client.exchange import Outcome
 from zbroker.client.flows import Flow, Result, VoterAction
-from zbroker.client.guard import check_timeout, option, ran_out
+from zbroker.client.guard import check_timeout, ran_out
 from zbroker.client.producer import Producer
 from zbroker.client.records import ClusterDescription, RecordMetadata, TopicDescription
-from zbroker.errors import BufferFull, ClientClosed, ZBrokerError
-
-
-class Handover:
-    """From the client's thread to an event loop: what piles up until the loop runs goes over in one call."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._queue: deque[Callable[[], None]] = deque()
-        self._scheduled = False
-
-    def post(self, action: Callable[[], None]) -> None:
-        """Has the loop call `action`; from any thread."""
-        self._queue.append(action)
-        if not self._scheduled:
-            self._scheduled = True
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self.loop.call_soon_threadsafe(self._run)
-
-    def _run(self) -> None:
-        self._scheduled = False
-        while self._queue:
-            self._queue.popleft()()
-
-
-class Bridge:
-    """Futures of whichever loop runs, completed from the client's thread."""
-
-    def __init__(self) -> None:
-        self._handover: Handover | None = None
-
-    def future(self) -> tuple[asyncio.Future[None], Callable[[], None]]:
-        """A future, and what completes it from any thread."""
-        loop = asyncio.get_running_loop()
-        handover = self._handover
-        if handover is None or handover.loop is not loop:
-            handover = self._handover = Handover(loop)
-        future: asyncio.Future[None] = loop.create_future()
-
-        def complete() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        return future, lambda: handover.post(complete)
+from zbroker.errors import BufferFull, ZBrokerError
 
 
 class AsyncDelivery:
@@ -218,76 +173,6 @@ class AsyncProducer:
 
     def __repr__(self) -> str:
         return repr(self._producer).replace("<Producer", "<AsyncProducer", 1)
-
-
-class AsyncConsumer(ConsumerBase):
-    """`Consumer` for asyncio: the same arguments, `async for` and `await poll(…)`. For one task at a time."""
-
-    def _prepare(self) -> None:
-        self._bridge = Bridge()
-        self._waiter: Callable[[], None] | None = None
-        self._machine.signal = self._signal
-
-    def _signal(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter()
-
-    async def poll(self, timeout: float | None = 1.0, max_records: int = MAX_RECORDS) -> Any:
-        """As `Consumer.poll`. A cancelled `poll` hands nothing over."""
-        check_timeout(timeout)
-        option(max_records >= 1, f"max_records is 1 or more, not {max_records!r}")
-        self._begin()
-        found = self._take(max_records)
-        deadline = None if timeout is None else monotonic() + timeout
-        while not found and await self._wait(deadline):
-            found = self._take(max_records)
-        return found
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        """Records, for ever; ends at the end with `until_end`, after `wakeup()` and after `close()`."""
-        self._check_open()
-        try:
-            while True:
-                self._begin()
-                while not self._cursor.__length_hint__():  # type: ignore[attr-defined]
-                    if not self._load() and not await self._wait(None):
-                        return
-                for record in self._cursor:
-                    yield record
-        except ClientClosed:
-            return
-
-    async def _wait(self, deadline: float | None) -> bool:
-        while True:
-            future, self._waiter = self._bridge.future()
-            self._check_running()
-            if self._core.ready:
-                return True
-            if self._woken:
-                self._woken = False
-                return False
-            if self._until_end and self._core.ended:
-                return False
-            rest = None if deadline is None else deadline - monotonic()
-            if rest is not None and rest <= 0:
-                return False
-            try:
-                await asyncio.wait_for(future, rest)
-            except TimeoutError:
-                return False
-
-    async def close(self) -> None:
-        """Closes at once."""
-        await asyncio.to_thread(self._stop)
-
-    async def __aenter__(self) -> AsyncConsumer:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:  # fmt: skip
-        await self.close()
 
 
 class AsyncAdmin(AdminBase):

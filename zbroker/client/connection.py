@@ -138,6 +138,11 @@ class Connection:
         """Whether the thread was ever started."""
         return self._thread is not None
 
+    @property
+    def running(self) -> bool:
+        """Whether the thread was started in this process and has not been told to end."""
+        return self._thread is not None and not self._stopping and os.getpid() == self._pid
+
     def wake(self, by: float = 0.0) -> None:
         """Makes the thread look, unless it wakes by itself before the monotonic time `by`."""
         self._woken = True

@@ -132,6 +132,12 @@ class Cluster:
             self.missing.pop(topic, None)
             self.refresh(now)
 
+    def want_all(self, now: float) -> None:
+        """The client uses whatever topics there are."""
+        if not self._all:
+            self._all = True
+            self.refresh(now)
+
     def drop(self, topic: str) -> None:
         """The client uses a topic no more."""
         self._wanted.pop(topic, None)
@@ -329,7 +335,7 @@ class Cluster:
             self.missing.pop(name, None)
             if name in self._wanted:
                 self._wanted[name] = -1.0
-        for name in list(self.topics) if asked is None else asked:
+        for name in dict.fromkeys((*self.topics, *self._wanted)) if asked is None else asked:
             if name not in found:
                 self._not_there(name, now)
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zbroker.client.accumulator import Accumulator
-from zbroker.client.consuming import ConsumerCore, ConsumerSettings, Start
+from zbroker.client.buffer import ConsumerSettings, Start
+from zbroker.client.consuming import ConsumerCore
 from zbroker.client.delivery import Batch
 from zbroker.client.exchange import Call, Exchange, Outcome, Reopen, Subscription, Transmit
 from zbroker.client.metadata import Cluster
@@ -334,14 +335,14 @@ class SimulatedConsumer(SimulatedClient):
             item = core.ready.popleft()
             reader = core.readers.get(item.place)
             if item.piece is not None:
-                core.bytes_out += item.piece.header.size
+                core.buffer.bytes_out += item.piece.header.size
                 self._hand_over(item.place, item.piece, item.position)
             elif item.error is not None:
                 failed = True
                 self._told(item.place, item.error)
             elif reader is not None:
                 self._moved(item.place, item.position)
-        core.stalled = False
+        core.buffer.stalled = False
         if failed:
             core.go_on(self.now)
             self.soon()

@@ -1,0 +1,193 @@
+"""Commits of a member, one after the other, each repeated until it is answered for good.
+
+Owns what is on its way to the coordinator and what is known to be committed. Pure. Never decides what is committed:
+that is its caller's (`grouping`).
+
+================================ =========================================================================
+what the coordinator answers     what follows
+================================ =========================================================================
+it is committed                  the end; positions that it refuses are told with their errors
+the epoch is stale               the same again after a pause, with the epoch that a heartbeat brings
+it is not the coordinator,       the same again, to whoever it is by then
+or no answer
+anything else                    the end, with the error
+nothing before the deadline      the end, with the last error: the outcome is not known
+================================ =========================================================================
+
+They go out one at a time, so that a repeated one never overwrites a later one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from zbroker.client.coordinator import Coordinator
+from zbroker.client.exchange import Body, Call, Exchange, Outcome, Retries
+from zbroker.client.membership import Membership
+from zbroker.client.records import TopicPartition
+from zbroker.errors import RequestTimedOut, StaleMemberEpoch, ZBrokerError, from_wire
+from zbroker.protocol import messages
+
+ATTEMPT = 5.0
+"""Seconds that the coordinator has to answer."""
+
+
+class Position(NamedTuple):
+    """Where a group is in a partition: the first offset that is not done, and the leader epoch of the one before."""
+
+    offset: int
+    epoch: int = -1
+
+
+class Commit:
+    """Positions to be committed together. `done(error)` is called once; the error is None when all are."""
+
+    __slots__ = ("call", "deadline", "done", "last", "positions")
+
+    def __init__(
+        self,
+        positions: dict[TopicPartition, Position],
+        done: Callable[[ZBrokerError | None], None],
+        deadline: float | None = None,
+    ) -> None:
+        self.positions = positions
+        self.done = done
+        self.deadline = deadline
+        self.call: Call | None = None
+        self.last: ZBrokerError | None = None
+
+
+class Commits:
+    """Every commit of one member."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        coordinator: Coordinator,
+        exchange: Exchange,
+        random: Callable[[], float],
+    ) -> None:
+        self.committed: dict[TopicPartition, int] = {}
+        """Offsets that are known to be committed, of the partitions that are held."""
+        self._membership = membership
+        self._coordinator = coordinator
+        self._exchange = exchange
+        self._queue: deque[Commit] = deque()
+        self._retries = Retries(random)
+        self._retry_at = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is on its way."""
+        return bool(self._queue)
+
+    def submit(self, commit: Commit) -> None:
+        """Puts a commit on its way, behind those that are."""
+        self._queue.append(commit)
+
+    def fail_all(self, error: ZBrokerError) -> None:
+        """The member is out, or has left."""
+        self.committed.clear()
+        while self._queue:
+            self._finish(self._queue[0], error)
+
+    def step(self, now: float) -> float | None:
+        """Sends what is due; answers when it wants to be called again."""
+        while self._queue:
+            commit = self._queue[0]
+            if commit.deadline is not None and now >= commit.deadline:
+                self._finish(commit, _too_late(commit))
+                continue
+            address = self._coordinator.address
+            if commit.call is not None and address not in (None, commit.call.address):
+                self._exchange.abandon(commit.call)  # there is another coordinator
+                commit.call = None
+            if commit.call is None and address is not None and now >= self._retry_at:
+                self._send(commit, now)
+            due = None if commit.call is not None or address is None else self._retry_at
+            return commit.deadline if due is None else due
+        return None
+
+    def _send(self, commit: Commit, now: float) -> None:
+        membership, address = self._membership, self._coordinator.address
+        assert address is not None
+        message = messages.CommitOffsets(
+            group=membership.settings.group, member=membership.id, member_epoch=membership.epoch,
+            offsets=[
+                messages.GroupOffset(
+                    topic_id=membership.held.get(place, ""), topic=place.topic, partition=place.partition,
+                    offset=position.offset, epoch=position.epoch,
+                )
+                for place, position in commit.positions.items()
+            ],
+        )  # fmt: skip
+        commit.call = self._exchange.request(
+            address, message, self._on_answer, now=now, timeout=ATTEMPT
+        )
+
+    def _on_answer(self, call: Call, outcome: Outcome, _body: Body, now: float) -> None:
+        commit = self._queue[0] if self._queue else None
+        if commit is None or commit.call is not call:
+            return
+        commit.call = None
+        if isinstance(outcome, messages.CommitOffsetsReply):
+            self._coordinator.proven()
+            self._retries.reset()
+            self._finish(commit, self._refusals(commit, outcome))
+            return
+        error = (
+            outcome
+            if isinstance(outcome, ZBrokerError)
+            else ZBrokerError(f"unexpected answer: {outcome!r}")
+        )
+        if not error.retriable:
+            self._finish(commit, error)
+            return
+        commit.last = error
+        self._retry_at = now + self._retries.after(error)
+        if not isinstance(error, StaleMemberEpoch):
+            self._coordinator.lost(call.address, error, now)
+
+    def _refusals(self, commit: Commit, reply: messages.CommitOffsetsReply) -> ZBrokerError | None:
+        refused = {TopicPartition(one.topic, one.partition): one for one in reply.refused}
+        for place, position in commit.positions.items():
+            if place not in refused and place in self._membership.held:
+                self.committed[place] = position.offset
+        if not refused:
+            return None
+        (topic, partition), first = next(iter(refused.items()))
+        places = sorted(refused)
+        return from_wire(
+            first.error or "internal",
+            f"offset {first.offset} of {topic}/{partition} was not committed"
+            + (f", nor {len(places) - 1} more" if len(places) > 1 else "")
+            + f": {_REASONS.get(first.error or '', first.error)}",
+            {"partitions": [list(place) for place in places]},
+        )
+
+    def _finish(self, commit: Commit, error: ZBrokerError | None) -> None:
+        self._queue.popleft()
+        if commit.call is not None:
+            self._exchange.abandon(commit.call)
+            commit.call = None
+        commit.done(error)
+
+
+_REASONS = {
+    "not_owned": "the partition is not this member's, or not any more",
+    "stale_member_epoch": "the member was given the partition at a later epoch",
+    "unknown_topic": "there is no such topic",
+    "unknown_partition": "the topic has no such partition",
+}
+
+
+def _too_late(commit: Commit) -> ZBrokerError:
+    last = commit.last
+    why = f" ({last})" if last is not None else ""
+    error = RequestTimedOut(
+        f"the group's coordinator did not answer in time{why}", outcome_unknown=True
+    )
+    error.__cause__ = last
+    return error
