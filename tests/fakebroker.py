@@ -134,7 +134,11 @@ class FakeCluster:
 
 
 class FakeBroker:
-    """One node in a thread. `intercept(broker, request, body)` may return a reply, an error, or "drop"."""
+    """One node in a thread.
+
+    `intercept(broker, request, body)` may return a reply, an error, "drop", or a function that is asked again and again
+    until it returns one of these.
+    """
 
     def __init__(
         self,
@@ -156,6 +160,7 @@ class FakeBroker:
         self._stop = threading.Event()
         self._context = zmq.Context()
         self._router, self._pub, self.port = bind_base(self._context)
+        self._later: list[tuple[bytes, Any, Callable[[], Any]]] = []
         self._waiting: list[tuple[float, bytes, messages.Fetch]] = []
         self._next_producer = 0
         self._beacon_at = 0.0
@@ -185,7 +190,7 @@ class FakeBroker:
                 self._stop.wait(0.01)
                 continue
             self._announce()
-            ready = dict(poller.poll(2 if self.cluster else 10))
+            ready = dict(poller.poll(2 if self.cluster or self._later else 10))
             if self._pub in ready:
                 self._pub.recv()
             if self._router in ready:
@@ -195,6 +200,7 @@ class FakeBroker:
                     except zmq.Again:
                         break
                     self._take(identity, frames.decode_request(head), bodies[0] if bodies else None)
+            self._answer_later()
             now = time.monotonic()
             for at, identity, fetch in list(self._waiting):
                 try:
@@ -236,6 +242,21 @@ class FakeBroker:
     def _take(self, identity: bytes, request: Any, body: Any) -> None:
         self.requests.append(request)
         found = self.intercept(self, request, body) if self.intercept else None
+        if callable(found):
+            self._later.append((identity, request, found))
+        else:
+            self._finish(identity, request, body, found)
+
+    def _answer_later(self) -> None:
+        later, self._later = self._later, []
+        for identity, request, ask in later:
+            found = ask()
+            if found is None:
+                self._later.append((identity, request, ask))
+            else:
+                self._finish(identity, request, None, found)
+
+    def _finish(self, identity: bytes, request: Any, body: Any, found: Any) -> None:
         if isinstance(found, str) and found == "drop":
             return
         chunk = None
