@@ -112,12 +112,13 @@ class FakeGroups:
         if not names:
             self.target.clear()
             return
-        most = -(-len(self.places) // len(names))
+        least, more = divmod(len(self.places), len(names))
         counts = dict.fromkeys(names, 0)
         kept: dict[Place, str] = {}
         for place in self.places:
             owner = self.target.get(place)
-            if owner in counts and counts[owner] < most:
+            if owner in counts and (counts[owner] < least or (counts[owner] == least and more)):
+                more -= counts[owner] == least
                 kept[place] = owner
                 counts[owner] += 1
         for place in self.places:
