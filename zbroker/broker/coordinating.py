@@ -22,7 +22,7 @@ any          stop                                 stopped      who waits is told
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -87,6 +87,7 @@ class Coordinating:
         catalog: Callable[[], Catalog],
         give: Callable[[Asked, Found], None],
         park: Callable[[Asked], None],
+        taken_over: Callable[[int], None],
         report: Report,
         retention: int,
     ) -> None:
@@ -94,6 +95,7 @@ class Coordinating:
         Args:
             give: sends an answer.
             park: a request is held: it does not count as in flight any more.
+            taken_over: this node coordinates from now on.
             retention: ms that the positions of an empty group are kept.
         """
         self.partition = partition
@@ -104,6 +106,7 @@ class Coordinating:
         self._catalog = catalog
         self._give = give
         self._park = park
+        self._taken_over = taken_over
         self._report = report
         self._retention = retention
         self._leader: Leader | None = None
@@ -114,13 +117,6 @@ class Coordinating:
         self._expire_at = 0
         self._stopped = False
         self._broken: ZBrokerError | None = None
-
-    @property
-    def role(self) -> Literal["following", "coordinating", "stopped"]:
-        """See the module."""
-        if self._stopped:
-            return "stopped"
-        return "following" if self.coordinator is None else "coordinating"
 
     @property
     def rebalances(self) -> int:
@@ -161,7 +157,8 @@ class Coordinating:
             self._park(asked)
         self._advance(now)
 
-    def ready(self) -> bool:
+    @property
+    def is_ready(self) -> bool:
         """Whether requests are taken."""
         return self.coordinator is not None and not self._stopped
 
@@ -232,10 +229,10 @@ class Coordinating:
             if deleted:
                 self._expire_at = 0
 
-    def append_failed(self, now: int) -> None:
+    def append_failed(self, error: ZBrokerError, now: int) -> None:
         """Something that was appended is not in the log: what was decided on it does not stand."""
         if self.coordinator is not None:
-            self._lose(now)
+            self._lose(now, error)
 
     def stop(self) -> None:
         """The node is stopping, or the partition ends."""
@@ -322,6 +319,7 @@ class Coordinating:
             self._report(
                 "coordinating", partition=self.partition.name, groups=len(self.state.groups)
             )
+        self._taken_over(now)
 
     # Coordinating ---
 
@@ -360,14 +358,22 @@ class Coordinating:
         if self._waiting is not None:
             self._waiting.advance(now)
 
-    def _lose(self, now: int) -> None:
-        """This node does not coordinate any more: who waits has to ask another, and the state is rebuilt."""
-        led = self.coordinator is not None
-        self._refuse_all(
-            lambda unknown: NotCoordinator(
-                f"this node does not lead {self.partition.name} any more", outcome_unknown=unknown
+    def _lose(self, now: int, failed: ZBrokerError | None = None) -> None:
+        """This node does not coordinate any more, or begins anew: who waits is told, and the state is rebuilt.
+
+        Args:
+            failed: why what was appended is not in the log.
+        """
+
+        def error(appended: bool) -> ZBrokerError:
+            if appended and failed is not None:
+                return failed
+            return NotCoordinator(
+                f"this node does not lead {self.partition.name} any more", outcome_unknown=appended
             )
-        )
+
+        led = self.coordinator is not None
+        self._refuse_all(error)
         if led:
             self._drop()
             self._follow(now)

@@ -194,7 +194,8 @@ class GroupDesk:
         """A partition of `__groups` is opened here."""
         partition.coordinating = Coordinating(
             partition, catalog=lambda: self._catalog, give=self._give, park=self._park,
-            report=self._report, retention=self._settings.offsets_retention,
+            taken_over=self.look, report=self._report,
+            retention=self._settings.offsets_retention,
         )  # fmt: skip
 
     def _park(self, asked: Asked) -> None:
@@ -229,7 +230,7 @@ class GroupDesk:
             self._make_topic(now)
         waiting, self._finding = self._finding, []
         for each in waiting:
-            found = None if topic is None else _coordinator(metadata, topic, each)
+            found = None if topic is None else self._coordinator(metadata, topic, each)
             if found is not None:
                 self._reply(each.to, found)
             elif now >= each.deadline:
@@ -237,6 +238,22 @@ class GroupDesk:
                 self._reply(each.to, wire.error_reply(late, each.to.id))
             else:
                 self._finding.append(each)
+
+    def _coordinator(
+        self, metadata: Metadata, topic: TopicState, asked: _Finding
+    ) -> FindCoordinatorReply | None:
+        number = partition_of(asked.group, len(topic.partitions))
+        state = topic.partitions[number]
+        if state.leader is None or state.leader not in metadata.nodes:
+            return None
+        if state.leader == self._settings.node:
+            kept = self._keeper.find(topic.topic_id, number)
+            if kept is None or kept.coordinating is None or not kept.coordinating.is_ready:
+                return None
+        node = metadata.nodes[state.leader]
+        return FindCoordinatorReply(
+            id=asked.to.id, node=node.node, host=node.host, port=node.port, epoch=state.epoch
+        )
 
     def _make_topic(self, now: int) -> None:
         if self._making:
@@ -312,15 +329,3 @@ class GroupDesk:
                     if len(found) >= LAG_MAX:
                         return found
         return found
-
-
-def _coordinator(
-    metadata: Metadata, topic: TopicState, asked: _Finding
-) -> FindCoordinatorReply | None:
-    state = topic.partitions[partition_of(asked.group, len(topic.partitions))]
-    if state.leader is None or state.leader not in metadata.nodes:
-        return None
-    node = metadata.nodes[state.leader]
-    return FindCoordinatorReply(
-        id=asked.to.id, node=node.node, host=node.host, port=node.port, epoch=state.epoch
-    )

@@ -638,7 +638,7 @@ class Partition:
             self._hold(sum(len(batch) for _, _, batch in leader.uncommitted) - self._held)
         self._producers.refuse_beyond(event.from_offset, error)
         if self.coordinating is not None:
-            self.coordinating.append_failed(self._now)
+            self.coordinating.append_failed(error, self._now)
         self._report("append_failed", partition=self.name, error=str(error))
 
     def _broken(self, error: ZBrokerError) -> None:
