@@ -128,7 +128,8 @@ class Coordinating:
     def at_rest(self) -> bool:
         """Whether nothing is due by time: no group to watch over, nobody who waits, and nothing to be read."""
         if self.coordinator is not None:
-            return not self.state.groups and not self._waiting
+            idle = not self.state.groups and self.coordinator.targets.idle
+            return idle and not self._waiting
         leads = self._leader is not None
         return not (leads or self.reading or self._applied < self.partition.high_watermark)
 

@@ -87,6 +87,11 @@ class Targets:
         """Whether a group's next target is on its way."""
         return group in self._due
 
+    @property
+    def idle(self) -> bool:
+        """Whether no target is due, and so nobody waits to be in."""
+        return not self._due
+
     def plan(self, group: str) -> Plan | None:
         """A group's target."""
         run = self.runs.get(group)
