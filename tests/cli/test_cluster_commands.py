@@ -89,19 +89,28 @@ def test_everything_that_can_be_wrong_is_named(cluster: ScriptedCluster) -> None
         partition(2, "node1", "1234", "123"),
         partition(3, "node1", "123", "123", unclean=True),
         partition(4, "node1", "123", "123"),
+        partition(5, None, "123", "123", waiting_for=["node2", "node3"]),
+        partition(6, "node1", "123", "1", unclean=True, lost_from=90),
     ]
     text = run(cluster, "cluster", "status").stdout
     assert "nodes             2 of 3 up; down: node3\n" in text
-    assert "under-replicated  2 partitions\n" in text
-    assert "without leader    1 partition\n" in text
+    assert "under-replicated  3 partitions\n" in text
+    assert "without leader    2 partitions\n" in text
     assert "moving            1 partition\n" in text
-    assert "unclean election  1 partition\n" in text
+    assert "unclean election  2 partitions\n" in text
     assert "disk full         node1, node2, node3\n" in text
     assert table(text, "partition") == {
         "sales/0": ["node1", "node1,node2,node3", "node3", "under-replicated"],
         "sales/1": ["none", "node2,node3,node1", "node2,node1", "no leader, under-replicated"],
         "sales/2": ["node1", "node1,node2,node3,node4", "node4", "moving"],
         "sales/3": ["node1", "node1,node2,node3", "-", "unclean election"],
+        "sales/5": ["none", "node1,node2,node3", "-", "no leader: waits for node2 and node3"],
+        "sales/6": [
+            "node1",
+            "node1,node2,node3",
+            "node2,node3",
+            "unclean election: may have lost records from offset 90 on, under-replicated",
+        ],
     }
     nodes = table(text, "node")
     assert nodes["node2"][2] == "up, drained, disk full"
@@ -109,7 +118,7 @@ def test_everything_that_can_be_wrong_is_named(cluster: ScriptedCluster) -> None
     assert nodes["node3"][2].startswith("down")
 
     found = json.loads(run(cluster, "cluster", "status", "--json").stdout)
-    assert [part["partition"] for part in found["unhealthy"]] == [0, 1, 2, 3]
+    assert [part["partition"] for part in found["unhealthy"]] == [0, 1, 2, 3, 5, 6]
     assert found["nodes"][2]["voter"] is False
 
 
@@ -235,11 +244,14 @@ def test_what_would_be_lost_is_said_first(cluster: ScriptedCluster) -> None:
     arguments = ("topic", "accept-loss", "sales", "--partition", "1")
     line = said(cluster, *arguments, status=1)
     assert "only node2, which is down, has everything" in line
-    assert "node3 would lead with the records that it has itself" in line
+    assert "whoever has most of node3, node1 would lead with the records that it has itself" in line
     assert line.endswith("say --yes to give that up for ever, or start node2")
     assert "node1 would lead" in said(cluster, *arguments, "--node", "node1", status=1)
     cluster.down.clear()
     assert "only the disk that node2 had" in said(cluster, *arguments, status=1)
+    cluster.partitions[1] = partition(1, None, "231", "231", waiting_for=["node2"])
+    line = said(cluster, *arguments, status=1)
+    assert "its in-sync replicas stopped uncleanly, and node2 may have more" in line
     cluster.down |= {"node1", "node3"}
     assert "no other replica is up" in said(cluster, *arguments, status=1)
     assert not cluster.changes
@@ -374,14 +386,18 @@ def test_describe_says_who_is_not_in_sync(cluster: ScriptedCluster) -> None:
         partition(0, "node1", "123", "13", unclean=True),
         partition(1, None, "231", "2"),
         partition(2, "node1", "1234", "123"),
+        partition(3, None, "123", "123", waiting_for=["node2", "node3"]),
+        partition(4, "node1", "123", "123", lost_from=90),
     ]
     text = run(cluster, "topic", "describe", "sales").stdout
-    assert "2 partitions under-replicated; 1 partition moving; 1 partition without leader" in text
+    assert "2 partitions under-replicated; 1 partition moving; 2 partitions without leader" in text
     rows = table(text, "partition")
     assert rows["0"][:4] == ["node1", "4", "node1,node2,node3", "node1,node3"]
-    assert rows["0"][-2:] == ["node2", "unclean"]
+    assert rows["0"][-4:] == ["node2", "unclean", "-", "-"]
     assert rows["1"][0] == "none"
-    assert rows["1"][-2:] == ["node3,node1", "-"]
+    assert rows["1"][-4:] == ["node3,node1", "-", "-", "-"]
+    assert rows["3"][-4:] == ["-", "-", "-", "node2,node3"]
+    assert rows["4"][-4:] == ["-", "-", "from 90", "-"]
 
 
 # Completing ---

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zbroker.cluster import membership
+from zbroker.cluster import membership, recovery
 from zbroker.cluster.metadata import Metadata, PartitionState
 from zbroker.cluster.records import (
+    FEATURE_LEVEL,
     LeaderAppointed,
+    LogReported,
     MetadataRecord,
     ReplicasChanged,
     TopicCreated,
@@ -40,6 +42,7 @@ def register(
 
 def nodes(names: str, racks: dict[str, str] | None = None) -> Metadata:
     state = Metadata()
+    state.feature_level = FEATURE_LEVEL
     for name in names:
         register(state, name, rack=(racks or {}).get(name))
     return state
@@ -70,3 +73,19 @@ def set_target(state: Metadata, replicas: str, target: str, *, number: int = 0) 
 def shown(partition: PartitionState) -> tuple[str | None, str]:
     """Leader and ISR."""
     return partition.leader, "".join(sorted(partition.isr))
+
+
+def report(
+    state: Metadata,
+    node: str,
+    end: int,
+    epoch: int = 1,
+    *,
+    tail: int = -1,
+    name: str = "t",
+    number: int = 0,
+) -> list[MetadataRecord]:
+    """A node says how far its log goes."""
+    start = state.nodes[node].incarnation
+    log = LogReported(name, number, node, start, end, epoch, max(end, tail))
+    return apply(state, recovery.report_logs(state, node, start, [log]))

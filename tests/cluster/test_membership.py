@@ -10,9 +10,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from zbroker.cluster import controller, membership, moves
+from zbroker.cluster import controller, membership, moves, recovery
 from zbroker.cluster.metadata import Metadata, PartitionState
-from zbroker.cluster.records import LeaderAppointed, MetadataRecord
+from zbroker.cluster.records import (
+    FEATURE_LEVEL,
+    IsrConfirmed,
+    LeaderAppointed,
+    LeaderRecovered,
+    LogReported,
+    MetadataRecord,
+)
 from zbroker.errors import InvalidRequest, NotLeader, StaleEpoch, ZBrokerError
 from zbroker.topics import Fsync
 
@@ -78,7 +85,7 @@ def test_a_fail_over_leads_by_whom_is_up() -> None:
         ("a", "abc", "always", False, ("b", "abc"), 2),
         ("a", "abc", "interval", False, ("b", "bc"), 2),
         ("a", "a", "always", False, ("a", "a"), 2),
-        ("a", "a", "never", False, ("a", "a"), 2),
+        ("a", "a", "never", True, ("a", "a"), 2),
     ],
 )
 def test_a_node_starts_again(
@@ -142,60 +149,6 @@ def test_what_only_a_lost_disk_has_waits_for_it() -> None:
     assert shown(partition) == (None, "a")
     register(state, "a", 2, "disk-a")
     assert (shown(partition), partition.disk) == (("a", "a"), None)
-
-
-def test_a_person_gives_up_what_only_a_lost_disk_has() -> None:
-    state = partition_of("abc", "a", "a")
-    (partition,) = state.topics["t"].partitions
-    with pytest.raises(InvalidRequest, match="has a leader"):
-        membership.accept_loss(state, topic_id="t", number=0, node="b")
-    register(state, "a", 1, "new")
-    with pytest.raises(InvalidRequest, match="one of a, b, c"):
-        membership.accept_loss(state, topic_id="t", number=0, node="x")
-    with pytest.raises(InvalidRequest, match="no partition 7"):
-        membership.accept_loss(state, topic_id="t", number=7, node="b")
-    apply(state, membership.accept_loss(state, topic_id="t", number=0, node="b"))
-    assert (shown(partition), partition.unclean, partition.disk) == (("b", "b"), True, None)
-    register(state, "a", 9, "disk-a")
-    assert shown(partition) == ("b", "b"), "it comes too late"
-
-
-def test_a_loss_that_is_accepted_again_is_accepted_once() -> None:
-    """The request is repeated until it is answered, and one that comes late does nothing."""
-    state = partition_of("abc", "a", "a")
-    (partition,) = state.topics["t"].partitions
-    apply(state, membership.fence_node(state, "a", "gone"))
-    seen = partition.epoch
-    with pytest.raises(InvalidRequest, match="look again"):
-        membership.accept_loss(state, topic_id="t", number=0, epoch=seen - 1)
-    apply(state, membership.accept_loss(state, topic_id="t", number=0, epoch=seen))
-    assert shown(partition) == ("b", "b")
-    assert membership.accept_loss(state, topic_id="t", number=0, epoch=seen) == []
-    apply(state, membership.fence_node(state, "b", "gone"))
-    assert shown(partition) == (None, "b")
-    with pytest.raises(InvalidRequest, match="look again"):
-        membership.accept_loss(state, topic_id="t", number=0, epoch=seen)
-    assert shown(partition) == (None, "b"), "what b has was not given up by anybody"
-
-
-def test_an_empty_disk_leads_only_where_there_is_no_other_or_somebody_says_so() -> None:
-    state = partition_of("abc", "a", "a")
-    (partition,) = state.topics["t"].partitions
-    register(state, "a", 1, "new")
-    for node in "bc":
-        apply(state, membership.fence_node(state, node, "gone"))
-    with pytest.raises(InvalidRequest, match="start b or c"):
-        membership.accept_loss(state, topic_id="t", number=0)
-    (record,) = membership.accept_loss(state, topic_id="t", number=0, node="a")
-    assert (record.leader, record.unclean) == ("a", True)
-    register(state, "c", 7)
-    apply(state, membership.accept_loss(state, topic_id="t", number=0))
-    assert shown(partition) == ("c", "c")
-
-    alone = partition_of("a", "a", "a")
-    register(alone, "a", 1, "new")
-    apply(alone, membership.accept_loss(alone, topic_id="t", number=0))
-    assert shown(alone.topics["t"].partitions[0]) == ("a", "a")
 
 
 def test_a_new_disk_that_caught_up_counts_and_the_old_one_does_not() -> None:
@@ -352,12 +305,15 @@ class AnythingHappens(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.state = Metadata()
+        self.state.feature_level = FEATURE_LEVEL
         self.starts: dict[str, int] = {}
         self.disks: dict[str, str] = {}
         self.leaders: dict[tuple[str, int, int], str | None] = {}
         self.epochs: dict[tuple[str, int], int] = {}
         self.has: dict[tuple[str, int], set[tuple[str, str]]] = {}
         """Which disks have all that is committed, by (node, disk): what the metadata must never lose sight of."""
+        self.lived: dict[tuple[str, int], set[tuple[str, str]]] = {}
+        """Which disks were in sync when a leader last spoke, and those that joined since."""
         self.let_in: tuple[str, int] | None = None
         """The partition whose leader has just proposed an ISR: nobody else lets anybody in."""
         self.made = 0
@@ -369,8 +325,12 @@ class AnythingHappens(RuleBasedStateMachine):
         except ZBrokerError:
             return
         for record in records:
+            if isinstance(record, LeaderRecovered):
+                self.check_recovered(record)
             self.state.apply(record)
-            if isinstance(record, LeaderAppointed):
+            if isinstance(record, IsrConfirmed):
+                self.lived[record.topic_id, record.partition] = set(self.in_sync(record))
+            if isinstance(record, LeaderAppointed | LeaderRecovered):
                 key = (record.topic_id, record.partition, record.epoch)
                 assert key not in self.leaders, "an epoch has one leader"
                 self.leaders[key] = record.leader
@@ -378,6 +338,25 @@ class AnythingHappens(RuleBasedStateMachine):
             sorted(set(partition.isr)) == sorted(partition.isr)
             for _, partition in self.partitions()
         )
+
+    def in_sync(self, record: IsrConfirmed | LeaderRecovered) -> list[tuple[str, str]]:
+        partition = self.state.topics[record.topic_id].partitions[record.partition]
+        return [(node, self.state.nodes[node].disk_id) for node in partition.isr]
+
+    def check_recovered(self, record: LeaderRecovered) -> None:
+        """Everyone whose disk may have most has said what it has, and nobody has more."""
+        key = (record.topic_id, record.partition)
+        state = self.state
+        partition = state.topics[record.topic_id].partitions[record.partition]
+        sizes = {}
+        for node, disk in self.lived[key]:
+            if node in partition.replicas and state.nodes[node].disk_id == disk:
+                extent = partition.reports[node]
+                assert extent.incarnation == state.nodes[node].incarnation, "of this very start"
+                sizes[node] = (extent.last_epoch, extent.end)
+        assert sizes[record.leader] == max(sizes.values())
+        assert state.is_up(record.leader)
+        self.has[key] = self.lived[key] = {(record.leader, state.nodes[record.leader].disk_id)}
 
     def partitions(self) -> list[tuple[tuple[str, int], PartitionState]]:
         return [
@@ -449,6 +428,7 @@ class AnythingHappens(RuleBasedStateMachine):
             if key[0] == name:
                 assert not down & set(partition.replicas)
                 self.has[key] = {(node, self.disks[node]) for node in partition.isr}
+                self.lived[key] = set(self.has[key])
 
     @precondition(lambda self: self.state.topics)
     @rule(data=st.data())
@@ -463,6 +443,18 @@ class AnythingHappens(RuleBasedStateMachine):
             ),
             of=(topic_id, number),
         )  # fmt: skip
+
+    @precondition(lambda self: any(each.leader is None for _, each in self.partitions()))
+    @rule(data=st.data(), end=st.integers(0, 3), finish=st.booleans())
+    def report(self, data: st.DataObject, end: int, finish: bool) -> None:
+        leaderless = [found for found in self.partitions() if found[1].leader is None]
+        (topic_id, number), partition = data.draw(st.sampled_from(leaderless))
+        node = data.draw(st.sampled_from(partition.replicas))
+        start = self.starts[node] - data.draw(st.sampled_from([0, 0, 0, 1]))
+        log = LogReported(topic_id, number, node, start, end, end % 2, end)
+        self.decide(lambda: recovery.report_logs(self.state, node, start, [log]))
+        if finish:
+            self.decide(lambda: recovery.finish_recoveries(self.state))
 
     @precondition(lambda self: self.state.topics)
     @rule(data=st.data())
@@ -502,7 +494,11 @@ class AnythingHappens(RuleBasedStateMachine):
             assert len(set(partition.replicas)) == len(partition.replicas)
             assert partition.epoch >= self.epochs.get(key, 0)
             self.epochs[key] = partition.epoch
-            if partition.leader is None:
+            if partition.recovering:
+                assert partition.leader is None
+                assert partition.isr == sorted(partition.last)
+                assert state.topics[key[0]].settings.fsync != "always"
+            elif partition.leader is None:
                 for node in partition.isr:
                     here = None if not state.is_up(node) else state.nodes[node].disk_id
                     assert here is None or partition.disk not in (None, here), (key, partition)
@@ -519,6 +515,8 @@ class AnythingHappens(RuleBasedStateMachine):
 
     def follow(self, key: tuple[str, int], partition: PartitionState) -> None:
         """Whoever is in sync has what was committed: it was in sync before, or a leader that has it let it in."""
+        if partition.recovering:
+            return
         disks = {node: self.state.nodes[node].disk_id for node in partition.isr}
         if partition.disk is not None:
             (node,) = partition.isr
@@ -527,6 +525,8 @@ class AnythingHappens(RuleBasedStateMachine):
         joined = now - self.has[key]
         assert not joined or key == self.let_in, f"{key}: {joined} may lack what was committed"
         self.has[key] = now
+        self.lived[key] |= now
+        self.lived[key] = {each for each in self.lived[key] if each[0] in partition.replicas}
 
 
 AnythingHappens.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

@@ -13,9 +13,10 @@ from mesh.mesh import Mesh
 from mesh.test_known_bugs import cut_off_with_a_record
 
 from zbroker.broker.partition import Partition
-from zbroker.cluster import membership
+from zbroker.cluster import membership, recovery
 from zbroker.cluster.ballot import Ballot, LoadBallot, SaveBallot
 from zbroker.cluster.election import Election
+from zbroker.cluster.metadata import Metadata
 from zbroker.log.log import Log
 from zbroker.log.producers import ProducerTable
 from zbroker.log.requests import Write
@@ -190,6 +191,22 @@ def lead_on_after_a_restart(patch: Patch) -> None:
     patch.setattr(membership, "register_node", register)
 
 
+def lead_whoever_is_back_last(patch: Patch) -> None:
+    """Where all in-sync replicas stopped uncleanly, the last one to come back leads with what it has."""
+    patch.setattr(recovery, "may_lack", lambda _state, _topic: False)
+
+
+def wait_for_nobody(patch: Patch) -> None:
+    """Whoever left the ISR is forgotten, although no leader has lived since."""
+    real = Metadata._count_in
+
+    def count_in(self: Metadata, partition: Any) -> None:
+        partition.last = {}
+        real(self, partition)
+
+    patch.setattr(Metadata, "_count_in", count_in)
+
+
 MISTAKES: list[tuple[Callable[[Patch], None], str]] = [
     (forget_votes, "process"),
     (vote_for_anyone, "mixed"),
@@ -207,6 +224,8 @@ MISTAKES: list[tuple[Callable[[Patch], None], str]] = [
     (elect_who_is_out_of_sync, "process"),
     (lead_on_after_a_restart, "process"),
     (forget_votes_at_start, "storm"),
+    (lead_whoever_is_back_last, "dark"),
+    (wait_for_nobody, "dark"),
 ]
 SEEDS = 40
 

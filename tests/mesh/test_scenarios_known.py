@@ -231,7 +231,6 @@ def test_a_loss_is_accepted_and_whoever_had_read_further_is_told() -> None:
     assert mesh.state.leader is None, "it lacks what was acknowledged"
 
     mesh.history.excused[f"{mesh.topic_id}/0"] = "a person gave it up"
-    mesh.invariants.ledger(folder(mesh.topic_id, 0)).powerless.add(last.name)
     epoch = mesh.state.epoch
     with pytest.raises(InvalidRequest, match="look again"):
         mesh.admin.call(AcceptLoss(topic_id=mesh.topic_id, epoch=epoch - 1, request_id="0"))

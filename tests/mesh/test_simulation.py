@@ -18,7 +18,16 @@ pytestmark = pytest.mark.slow  # the same decisions on every Python
 
 CHUNK = 5
 """Seeds that one test runs: enough to be worth a worker's while, few enough to share them out evenly."""
-FEW = {"calm": 5, "process": 15, "network": 15, "disk": 15, "mixed": 20, "churn": 10, "damage": 10}
+FEW = {
+    "calm": 5,
+    "process": 15,
+    "network": 15,
+    "disk": 15,
+    "mixed": 20,
+    "churn": 10,
+    "damage": 10,
+    "dark": 10,
+}
 MANY = {
     "process": 15,
     "network": 20,
@@ -26,6 +35,7 @@ MANY = {
     "mixed": 40,
     "churn": 20,
     "damage": 20,
+    "dark": 20,
     "storm": 25,
 }
 

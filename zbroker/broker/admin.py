@@ -13,7 +13,8 @@ from zbroker.broker.control import Answer
 from zbroker.broker.keeper import Keeper
 from zbroker.broker.petitions import Petitions
 from zbroker.broker.ports import Conversation, Replier
-from zbroker.cluster import controller
+from zbroker.cluster import controller, recovery
+from zbroker.cluster.metadata import Metadata as ClusterMetadata
 from zbroker.cluster.metadata import TopicState
 from zbroker.cluster.quorum import MetadataPartition
 from zbroker.errors import UnknownTopic, ZBrokerError
@@ -94,7 +95,7 @@ class AdminDesk:
         state = self._metadata.metadata
         if request.topics is None:
             topics = [
-                describe_topic(topic)
+                describe_topic(state, topic)
                 for topic in state.topics.values()
                 if request.internal or not is_internal(topic.name)
             ]
@@ -118,7 +119,7 @@ class AdminDesk:
         topic = self._metadata.metadata.topic_named(name)
         if topic is None:
             return Topic(name=name, error=UnknownTopic.code)
-        return describe_topic(topic)
+        return describe_topic(self._metadata.metadata, topic)
 
     # What the controller decides ---
 
@@ -135,7 +136,7 @@ class AdminDesk:
         self._change(to, request, request.name, MovePartitionsReply, now)
 
     def accept_loss(self, to: Conversation, request: AcceptLoss, now: int) -> None:
-        """Gives up what only a lost disk has; answers once another replica leads."""
+        """Gives up what nobody who is up has; answers once another replica leads."""
         topic = controller.find_topic(self._metadata.metadata, request.topic, request.topic_id)
         self._change(to, request, topic.name, AcceptLossReply, now)
 
@@ -236,7 +237,10 @@ class AdminDesk:
             elif now < each.deadline and self._is_opening(topic):
                 self._opening.append(each)
             else:
-                self._reply(each.to, each.reply(id=each.to.id, topic=describe_topic(topic)))
+                self._reply(
+                    each.to,
+                    each.reply(id=each.to.id, topic=describe_topic(self._metadata.metadata, topic)),
+                )
 
     def _is_opening(self, topic: TopicState) -> bool:
         for number, state in enumerate(topic.partitions):
@@ -250,7 +254,7 @@ class AdminDesk:
         self._reply(to, wire.error_reply(error, to.id))
 
 
-def describe_topic(topic: TopicState) -> Topic:
+def describe_topic(metadata: ClusterMetadata, topic: TopicState) -> Topic:
     """A topic as clients are told of it."""
     return Topic(
         name=topic.name,
@@ -264,6 +268,8 @@ def describe_topic(topic: TopicState) -> Topic:
                 replicas=state.replicas,
                 isr=state.isr,
                 unclean=state.unclean,
+                waiting_for=recovery.waiting_for(metadata, state),
+                lost_from=state.lost_from,
             )
             for number, state in enumerate(topic.partitions)
         ],

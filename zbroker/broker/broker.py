@@ -41,11 +41,13 @@ from zbroker.broker.ports import (
     Report,
     Transport,
 )
+from zbroker.broker.reports import LogReports
 from zbroker.cluster import controller
 from zbroker.cluster.election import ElectionSettings
 from zbroker.cluster.formation import Formation, LoadIdentity, SaveIdentity
 from zbroker.cluster.metadata import Metadata as ClusterMetadata
 from zbroker.cluster.quorum import FOLDER, MetadataPartition, PeerStart
+from zbroker.cluster.records import FEATURE_LEVEL
 from zbroker.errors import (
     ClusterMismatch,
     MalformedMessage,
@@ -172,6 +174,7 @@ class Broker:
             settings, self.quorum, self.petitions, self.keeper, transport=transport,
             reply=self.reply, uncount=self._uncount, report=report,
         )  # fmt: skip
+        self._reports = LogReports(settings.node, settings.incarnation)
         self._transport = transport
         self._report = report
         self._in_flight: dict[bytes, int] = {}
@@ -227,6 +230,14 @@ class Broker:
     def partitions(self) -> dict[str, dict[int, Partition]]:
         """Partitions that this node keeps, by topic id and number."""
         return self.keeper.kept
+
+    @property
+    def stopped_well(self) -> bool:
+        """Whether the next start may say that its last stop was in order.
+
+        Not where the stop before this start was not, and the metadata never heard of it.
+        """
+        return self.state == "stopped" and (self._following or self.settings.clean)
 
     @property
     def due(self) -> int | None:
@@ -446,6 +457,8 @@ class Broker:
         eligible = [node for node in metadata.nodes if metadata.is_up(node)]
         self.groups.on_tick(now)
         self.keeper.on_tick(self.petitions, eligible, now, wall)
+        if self._following:
+            self._reports.on_tick(metadata, self.keeper, self.petitions, now)
         self.admin.look(now)
         if self.state != "starting" and now >= self._next_beacon:
             self._next_beacon = now + self.settings.beacon_interval
@@ -569,6 +582,7 @@ class Broker:
         request = Register(
             disk_id=settings.disk_id, incarnation=settings.incarnation, host=settings.host,
             port=settings.port, rack=settings.rack, clean=settings.clean and not self._following,
+            feature_level=FEATURE_LEVEL,
         )  # fmt: skip
         self.petitions.ask(request, self._registered, self._now)
 

@@ -21,12 +21,20 @@ import msgspec
 
 from zbroker.broker.mesh import Mesh
 from zbroker.broker.ports import BrokerSettings, FreshId, Report
-from zbroker.cluster import controller, internal, membership, moves, voters
+from zbroker.cluster import controller, internal, membership, moves, recovery, voters
 from zbroker.cluster.formation import Identity
 from zbroker.cluster.metadata import Metadata
 from zbroker.cluster.quorum import MetadataPartition
-from zbroker.cluster.records import MetadataRecord, TopicAltered, TopicCreated
-from zbroker.errors import InvalidSetting, InvalidTopic, NotReady, ZBrokerError
+from zbroker.cluster.records import (
+    FEATURE_LEVEL,
+    LeaderRecovered,
+    LogReported,
+    MetadataRecord,
+    RecoveryBegan,
+    TopicAltered,
+    TopicCreated,
+)
+from zbroker.errors import InvalidSetting, InvalidTopic, NotReady, UnsupportedVersion, ZBrokerError
 from zbroker.protocol.messages import (
     AcceptLoss,
     AlterTopic,
@@ -42,8 +50,10 @@ from zbroker.protocol.peers import (
     ElectAnew,
     GrantProducerIds,
     Leave,
+    LogExtent,
     MakeInternalTopic,
     Register,
+    ReportLogs,
 )
 from zbroker.replication.commit import is_majority
 from zbroker.units import format_size
@@ -98,6 +108,7 @@ class ControllerDesk:
             ChangeIsr: self._change_isr,
             ElectAnew: self._elect_anew,
             Leave: self._leave,
+            ReportLogs: self._report_logs,
             GrantProducerIds: self._grant_producer_ids,
             MakeInternalTopic: self._make_internal_topic,
             CreateTopic: self._create_topic,
@@ -130,18 +141,40 @@ class ControllerDesk:
         def committed(error: ZBrokerError | None) -> None:
             answer(Answer(end, result, refusal if error is None else error))
 
+        self._tell(records)
         end = metadata.replica.log.end_offset + len(records)
         try:
             metadata.propose(records, committed, wall)
         except NotReady as error:  # two changes of the voters do not overlap
             answer(Answer(0, error=error))
+        if isinstance(request, ReportLogs):
+            self._propose(recovery.finish_recoveries(draft))
 
     def _propose(self, records: Sequence[MetadataRecord]) -> None:
         if records:
+            self._tell(records)
             with contextlib.suppress(
                 NotReady
             ):  # tried again with the next tick, where it is still wanted
                 self._metadata.propose(records, lambda _: None, self._wall)
+
+    def _tell(self, records: Sequence[MetadataRecord]) -> None:
+        """What an operator should know of the partitions that nobody is known to have whole."""
+        draft = self._metadata.draft
+        assert draft is not None
+        for record in records:
+            if not isinstance(record, RecoveryBegan | LeaderRecovered):
+                continue
+            topic = draft.topics[record.topic_id]
+            facts = {"topic": topic.name, "partition": record.partition, "epoch": record.epoch}
+            if isinstance(record, RecoveryBegan):
+                waiting = sorted(topic.partitions[record.partition].last)
+                self._report("recovery_began", **facts, waiting_for=waiting)
+            else:
+                self._report(
+                    "leader_recovered", **facts, leader=record.leader, end=record.end,
+                    lost_from=record.lost_from,
+                )  # fmt: skip
 
     # Evidence and time ---
 
@@ -181,12 +214,22 @@ class ControllerDesk:
         if self._ready_since is None or metadata.draft is None:
             return
         self._fence_silent()
+        self._propose(controller.raise_feature_level(metadata.draft, self._understood()))
+        self._propose(recovery.finish_recoveries(metadata.draft))
         self._propose(moves.finish_moves(metadata.draft))
         self._propose(internal.grow(metadata.draft))
         self._propose(voters.continue_voters(metadata.draft, metadata.disks, metadata.caught_up))
         if now >= self._prefer_at:
             self._prefer_at = now + PREFER_MS
             self._propose(membership.prefer(metadata.draft))
+
+    def _understood(self) -> dict[str, int]:
+        """The newest feature level that each node that is linked understands."""
+        return {self._settings.node: FEATURE_LEVEL} | {
+            node: peer.greeting.feature_level
+            for node, peer in self._mesh.peers.items()
+            if peer.linked and peer.greeting is not None
+        }
 
     def _fence_gone(self) -> None:
         draft = self._metadata.draft
@@ -239,6 +282,11 @@ class ControllerDesk:
             )
         if draft.voters.get(node, request.disk_id) != request.disk_id:
             raise NotReady(f"{node} is a voter with another disk than this one; replace the voter")
+        if request.feature_level < draft.feature_level:
+            raise UnsupportedVersion(
+                f"the cluster is at feature level {draft.feature_level}, and {node} understands "
+                f"{request.feature_level}; start a newer version there"
+            )
         self._gone.pop(node, None)
         records = membership.register_node(
             draft, node, request.disk_id, request.incarnation, request.host, request.port,
@@ -266,6 +314,16 @@ class ControllerDesk:
         if request.stopped:
             return membership.fence_node(draft, node, "stopped"), {}
         return membership.hand_over(draft, node), {}
+
+    def _report_logs(self, draft: Metadata, node: str, request: ReportLogs) -> Decision:
+        logs = [
+            LogReported(
+                log.topic_id, log.partition, node, request.incarnation, log.end, log.last_epoch, log.tail
+            )
+            for log in request.logs
+            if _is_of(draft, log)
+        ]  # fmt: skip
+        return recovery.report_logs(draft, node, request.incarnation, logs), {}
 
     def _grant_producer_ids(self, draft: Metadata, node: str, _: GrantProducerIds) -> Decision:
         first = draft.next_producer_id
@@ -329,7 +387,7 @@ class ControllerDesk:
 
     def _accept_loss(self, draft: Metadata, _: str, request: AcceptLoss) -> Decision:
         topic = controller.find_topic(draft, request.topic, request.topic_id)
-        records = membership.accept_loss(
+        records = recovery.accept_loss(
             draft, topic_id=topic.topic_id, number=request.partition, node=request.node,
             epoch=request.epoch,
         )  # fmt: skip
@@ -353,3 +411,11 @@ class ControllerDesk:
                     f"{format_size(limit)}: a batch has to fit into a frame (limits: frame)",
                     setting="max_batch",
                 )
+
+
+def _is_of(state: Metadata, log: LogExtent) -> bool:
+    """Whether a report is of the partition as it is now."""
+    topic = state.topics.get(log.topic_id)
+    if topic is None or log.partition >= len(topic.partitions):
+        return False
+    return topic.partitions[log.partition].epoch == log.epoch

@@ -14,6 +14,7 @@ from zbroker.broker.mesh import Mesh
 from zbroker.broker.partition import TOPICS_FOLDER, Partition, folder
 from zbroker.broker.petitions import Petitions
 from zbroker.broker.ports import BrokerSettings, Replier, Report, Transport
+from zbroker.cluster import recovery
 from zbroker.cluster.metadata import Metadata, PartitionState, TopicState
 from zbroker.errors import ZBrokerError
 from zbroker.log.delete import delete_folder
@@ -67,6 +68,8 @@ class Keeper:
         self._budgets: dict[str, LinkBudget] = {}
         self._asked: set[tuple[str, int, int]] = set()
         """Leaderships that cannot go on, for which another is asked for: topic id, partition, epoch."""
+        self._confirming: set[tuple[str, int, int]] = set()
+        """Leaderships whose ISR is being confirmed: topic id, partition, epoch."""
         self._settings = settings
         self._storage = storage
         self._transport = transport
@@ -118,6 +121,7 @@ class Keeper:
                 kept[number] = partition
             elif partition.settings != topic.settings:
                 partition.alter(topic.settings)
+            partition.unconfirmed = recovery.is_unconfirmed(metadata, topic, state)
             partition.appoint(appointment(metadata, state, applied), state.version, now)
 
     def set_aside(self, metadata: Metadata, now: int) -> None:
@@ -255,6 +259,7 @@ class Keeper:
     ) -> None:
         isr = partition.isr_to_propose(eligible, now)
         if isr is None:
+            self._confirm_isr(partition, petitions, now)
             return
         epoch = partition.epoch
         isr[self._settings.node] = self._settings.incarnation
@@ -263,6 +268,20 @@ class Keeper:
             version=partition.version, isr=isr,
         )  # fmt: skip
         petitions.ask(request, lambda _: partition.isr_answered(epoch), now)
+
+    def _confirm_isr(self, partition: Partition, petitions: Petitions, now: int) -> None:
+        """The ISR became smaller without this leader's doing: it says that it lives, by proposing what is so."""
+        key = (partition.topic_id, partition.number, partition.epoch)
+        isr = partition.isr_to_confirm()
+        if isr is None or key in self._confirming:
+            return
+        self._confirming.add(key)
+        isr[self._settings.node] = self._settings.incarnation
+        request = ChangeIsr(
+            topic_id=partition.topic_id, partition=partition.number, epoch=partition.epoch,
+            version=partition.version, isr=isr,
+        )  # fmt: skip
+        petitions.ask(request, lambda _: self._confirming.discard(key), now)
 
     def _ask_for_another(self, partition: Partition, petitions: Petitions, now: int) -> None:
         key = (partition.topic_id, partition.number, partition.epoch)
@@ -301,4 +320,5 @@ def appointment(metadata: Metadata, state: PartitionState, applied: int) -> Appo
         },
         metadata=applied,
         unclean=state.unclean,
+        end=state.end if state.end >= 0 else None,
     )

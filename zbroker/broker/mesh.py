@@ -27,6 +27,7 @@ from typing import Literal
 import msgspec
 
 from zbroker.broker.ports import BrokerSettings, PeerLinks
+from zbroker.cluster.records import FEATURE_LEVEL
 from zbroker.errors import ZBrokerError
 from zbroker.protocol import peers
 from zbroker.protocol.batch import Buffer
@@ -140,6 +141,7 @@ class Mesh:
         greeting = Greeting(
             disk_id=settings.disk_id, seen=peer.incarnation, voters=list(settings.voters),
             empty=self.empty, host=settings.host, port=settings.port, software=settings.software,
+            feature_level=FEATURE_LEVEL,
         )  # fmt: skip
         self._links.send(node, "control", [self._envelope(node, peer), peers.encode(greeting)])
 

@@ -120,6 +120,7 @@ class Partition:
         replica: the copy of the log, and the role in which it is kept.
         version: of the partition's metadata, as they were last applied here.
         coordinating: who coordinates the groups of it, where it is one of `__groups`.
+        unconfirmed: the metadata have a smaller ISR than a leader is known to have lived under.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class Partition:
         self.version = -1
         self.resting = False
         self.coordinating: Coordinating | None = None
+        self.unconfirmed = False
         self.records_in = 0
         self.bytes_in = 0
         self.records_rate = 0.0
@@ -401,6 +403,16 @@ class Partition:
         starts = {node: follower.incarnation for node, follower in leader.followers.items()}
         return {node: starts.get(node, 0) for node in wanted}
 
+    def isr_to_confirm(self) -> dict[str, int] | None:
+        """The ISR as it is, for a leader that is to say that it lives under it; None where nobody asks for that."""
+        leader, appointed = self._leader, self.replica.appointment
+        if not self.unconfirmed or leader is None or leader.proposed is not None:
+            return None
+        if appointed is None or self.life not in ("open", "stopping"):
+            return None
+        starts = {node: follower.incarnation for node, follower in leader.followers.items()}
+        return {node: starts.get(node, 0) for node in appointed.isr}
+
     def isr_answered(self, epoch: int) -> None:
         """The controller's answer is definite, and what it goes by is applied here: nothing pends any more."""
         leader = self._leader
@@ -436,6 +448,7 @@ class Partition:
         self.resting = (
             self.life == "open"
             and self.replica.at_rest
+            and not self.unconfirmed
             and not (self._producers or self._unconfirmed or self._readers.waiting)
             and (self.coordinating is None or self.coordinating.at_rest)
         )

@@ -74,9 +74,13 @@ def partition_rows(found: ClusterDescription) -> list[list[str]]:
 
 def states(part: UnhealthyPartition) -> Iterator[str]:
     """What is to be said of a partition, the worst first."""
-    if part.leader is None:
+    if part.leader is None and part.waiting_for:
+        yield f"no leader: waits for {' and '.join(part.waiting_for)}"
+    elif part.leader is None:
         yield "no leader"
-    if part.unclean:
+    if part.unclean and part.lost_from is not None:
+        yield f"unclean election: may have lost records from offset {part.lost_from} on"
+    elif part.unclean:
         yield "unclean election"
     if part.under_replicated:
         yield "under-replicated"

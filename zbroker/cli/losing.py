@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "--node",
     metavar="NODE",
     type=Nodes(),
-    help="Who is to lead; the first that is up, if left out.",
+    help="Who is to lead; who has most of those that are up, if left out.",
 )
 @click.option(
     "--yes", is_flag=True, help="Do it; without this, it is only said what would be lost."
@@ -39,8 +39,9 @@ def accept_loss(
 ) -> None:
     """Give up what only a lost disk has of a partition. There is no way back.
 
-    For a partition without leader whose last in-sync replica is gone for good: another replica leads with what it has
-    itself. Acknowledged records that it lacks are lost, and consumers that had read them are told.
+    For a partition without leader that waits for a node which is gone for good: of the other replicas, the one that has
+    most leads with what it has itself. Acknowledged records that it lacks are lost, and consumers that had read them
+    are told.
     """
     from zbroker.cli.places import choose_partitions
     from zbroker.client.admin import Admin
@@ -65,16 +66,24 @@ def accept_loss(
 def loss(part: PartitionDescription, cluster: ClusterDescription, node: str | None) -> str:
     """What would be lost, as far as is known while nobody who knows is there, and what else there is to do."""
     up = {one.name for one in cluster.nodes if one.alive}
-    last = ", ".join(part.isr)
+    last = " and ".join(part.waiting_for or part.isr)
     who = f"only {last}, which is down, has everything"
     instead = f"start {last}"
-    if set(part.isr) & up:
+    if len(part.isr) > 1:
+        who = f"its in-sync replicas stopped uncleanly, and {last} may have more of its records than others"
+    elif set(part.isr) & up:
         who = f"only the disk that {last} had has everything, and {last} is up with another"
         instead = f"start {last} with its old disk"
-    leader = node or next((each for each in part.missing if each in up), None)
-    if leader is None:
+    others = [
+        each for each in part.replicas if each in up and each not in (part.waiting_for or part.isr)
+    ]
+    if node is not None:
+        leader = node
+    elif not others:
         return f"{who}; no other replica is up: start {' or '.join(part.missing) or last}"
+    else:
+        leader = others[0] if len(others) == 1 else f"whoever has most of {', '.join(others)}"
     return (
-        f"{who}; {leader} would lead with the records that it has itself, and what was acknowledged since it was last "
-        f"in sync is lost, however much that is; say --yes to give that up for ever, or {instead}"
+        f"{who}; {leader} would lead with the records that it has itself, and what was acknowledged beyond them is "
+        f"lost, however much that is; say --yes to give that up for ever, or {instead}"
     )

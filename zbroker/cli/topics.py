@@ -201,6 +201,8 @@ _WHERE_NEEDED: dict[str, Callable[[PartitionDescription], str]] = {
     "not in sync": lambda part: ",".join(part.missing),
     "damaged": lambda part: ", ".join(f"{first}-{end - 1}" for first, end in part.damaged),
     "election": lambda part: "unclean" if part.unclean else "",
+    "may have lost": lambda part: _lost(part),
+    "waits for": lambda part: ",".join(part.waiting_for),
 }
 """Columns that are there only where a partition has something to say in them."""
 
@@ -224,6 +226,12 @@ def _row(part: PartitionDescription) -> list[str]:
         "?" if part.size is None else words.approximate_size(part.size),
         rate,
     ]
+
+
+def _lost(part: PartitionDescription) -> str:
+    """From where on records may be missing, unless all of that is deleted by now."""
+    found = part.lost_from
+    return "" if found is None or found < (part.start_offset or 0) else f"from {found}"
 
 
 def _number(value: int | None) -> str:

@@ -183,13 +183,13 @@ class Admin(AdminBase):
         return self._run(flows.move_partitions(name, partition, names_of(to)))
 
     def accept_loss(self, name: str, partition: int, node: str | None = None) -> TopicDescription:
-        """Gives up what only a lost disk has, so that a partition has a leader again; there is no way back.
+        """Gives up what nobody who is up has, so that a partition has a leader again; there is no way back.
 
-        For a partition whose last in-sync replica is gone for good: another replica leads with what it has itself, and
+        For a partition that waits for a node which is gone for good: another replica leads with what it has itself, and
         acknowledged records that it lacks are lost. Consumers that had read further raise `Diverged`.
 
         Args:
-            node: which replica is to lead; the first that is up, if left out.
+            node: which replica is to lead; the one that has most of those that are up, if left out.
 
         Raises:
             UnknownTopic, InvalidRequest: it has a leader, or no such replica is up.

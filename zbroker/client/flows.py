@@ -207,7 +207,12 @@ def unhealthy(topics: list[messages.Topic]) -> Iterator[UnhealthyPartition]:
                 yield UnhealthyPartition(
                     topic.name, part.partition, part.leader, tuple(part.replicas), missing,
                     under_replicated=short, moving=moving, unclean=part.unclean,
+                    waiting_for=tuple(part.waiting_for), lost_from=_lost_from(part),
                 )  # fmt: skip
+
+
+def _lost_from(part: messages.Partition) -> int | None:
+    return part.lost_from if part.lost_from >= 0 else None
 
 
 def move_partitions(name: str, partition: int | None, to: list[str]) -> Flow[TopicDescription]:
@@ -301,7 +306,8 @@ def described(topic: messages.Topic, stats: dict[int, messages.PartitionStats]) 
         partitions.append(
             PartitionDescription(
                 part.partition, part.leader, part.epoch, tuple(part.replicas), tuple(part.isr),
-                unclean=part.unclean, **known,
+                unclean=part.unclean, waiting_for=tuple(part.waiting_for), lost_from=_lost_from(part),
+                **known,
             )
         )  # fmt: skip
     return TopicDescription(topic.name, topic.topic_id, dict(topic.settings), tuple(partitions))

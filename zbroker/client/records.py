@@ -92,6 +92,10 @@ class UnhealthyPartition(msgspec.Struct, frozen=True):
     """It has old and new replicas until the new ones are in sync."""
     unclean: bool
     """Its leader was elected out of the in-sync replicas: what was committed before may be missing."""
+    waiting_for: tuple[str, ...] = ()
+    """Nodes without which it has no leader, while it has none."""
+    lost_from: int | None = None
+    """What was committed from this offset on may be missing since an unclean election; None where nothing is."""
 
 
 class ClusterDescription(msgspec.Struct, frozen=True):
@@ -133,6 +137,10 @@ class PartitionDescription(msgspec.Struct, frozen=True):
     """Offset ranges that cannot be read."""
     unclean: bool = False
     """The leader was elected out of the in-sync replicas: what was committed before may be missing."""
+    waiting_for: tuple[str, ...] = ()
+    """Nodes without which it has no leader, while it has none."""
+    lost_from: int | None = None
+    """What was committed from this offset on may be missing since an unclean election; None where nothing is."""
 
     @property
     def missing(self) -> tuple[str, ...]:

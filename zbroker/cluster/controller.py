@@ -14,6 +14,7 @@ from zbroker.cluster.placement import Load, place
 from zbroker.cluster.records import (
     FEATURE_LEVEL,
     ClusterFormed,
+    FeatureLevelRaised,
     LeaderAppointed,
     MetadataRecord,
     ProducerIdsGranted,
@@ -40,6 +41,18 @@ def form_cluster(cluster_id: str, name: str, voters: Mapping[str, str]) -> list[
             cluster_id=cluster_id, name=name, feature_level=FEATURE_LEVEL, voters=dict(voters)
         )
     ]
+
+
+def raise_feature_level(state: Metadata, understood: Mapping[str, int]) -> list[MetadataRecord]:
+    """Lets newer records be written once every node understands them.
+
+    Args:
+        understood: the newest feature level that each node which is linked understands, this one too.
+    """
+    everyone = [*state.nodes, *state.voters]
+    level = min((understood.get(node, 0) for node in everyone), default=0)
+    level = min(level, FEATURE_LEVEL)
+    return [FeatureLevelRaised(level)] if 0 < state.feature_level < level else []
 
 
 def create_topic(

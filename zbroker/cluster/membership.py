@@ -7,10 +7,10 @@ of appointment:
 - every appointment has a new epoch, and no node goes on with what it led before it started;
 - a node that is drained leads only what nobody else can lead;
 - the last in-sync replica stays in sync, dead or not: it alone is known to have everything that was committed;
-- a start after an unclean stop is in sync only with what is `fsync: always`, unless nobody else is;
+- a start after an unclean stop is in sync only with what is `fsync: always`; where nobody else is, `recovery` begins;
 - a new disk is in sync with nothing. Where nobody else is in sync, what was committed is on the old disk alone: the
-  partition has no leader until that disk is back, or until a person gives it up (`accept_loss`, or by deleting the
-  topic). An empty log that led would be taken for the whole, and would empty the other replicas too.
+  partition has no leader until that disk is back, or until a person gives it up (`recovery.accept_loss`, or by deleting
+  the topic). An empty log that led would be taken for the whole, and would empty the other replicas too.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from zbroker.cluster import recovery
 from zbroker.cluster.metadata import Metadata, PartitionState, TopicState
 from zbroker.cluster.records import (
     IsrChanged,
+    IsrConfirmed,
     LeaderAppointed,
     MetadataRecord,
     NodeFenced,
@@ -69,6 +71,8 @@ def register_node(
     ]
     for kept in _kept_by(state, node):
         topic, _, partition = kept
+        if partition.recovering:
+            continue
         whole = before is None or same_start or clean or topic.settings.fsync == "always"
         had = before.disk_id if before is not None else disk_id
         if partition.disk is not None and node in partition.isr:
@@ -82,8 +86,10 @@ def register_node(
 
 def _returned(state: Metadata, kept: Kept, node: str, *, whole: bool) -> list[MetadataRecord]:
     """One partition of a node that is up again, on the disk that it had."""
-    _, _, partition = kept
+    topic, _, partition = kept
     isr = partition.isr
+    if isr == [node] and not whole and recovery.may_lack(state, topic):
+        return recovery.begin(kept)
     if node in isr and len(isr) > 1 and not whole:
         isr = _without(isr, node)
     if partition.leader not in (node, None):
@@ -97,9 +103,11 @@ def _returned(state: Metadata, kept: Kept, node: str, *, whole: bool) -> list[Me
 
 def _emptied(state: Metadata, kept: Kept, node: str, had: str) -> list[MetadataRecord]:
     """One partition of a node that is up on another disk than the one that it `had`."""
-    _, _, partition = kept
+    topic, _, partition = kept
     if node not in partition.isr or partition.disk is not None:
         return []
+    if partition.isr == [node] and recovery.may_lack(state, topic) and len(partition.last) > 1:
+        return recovery.begin(kept)
     if partition.isr == [node]:
         return [_appoint(kept, None, [node], disk=had)]
     isr = _without(partition.isr, node)
@@ -159,8 +167,9 @@ def change_isr(
             f"not {leader} under {epoch}"
         )
     wanted = sorted(set(isr))
+    kept = (topic, number, partition)
     if version in (partition.version, partition.version - 1) and wanted == sorted(partition.isr):
-        return []
+        return _confirm(state, kept, wanted)
     if version != partition.version:
         raise StaleEpoch(
             f"partition {number} of {topic.name!r} is at version {partition.version}, not {version}"
@@ -170,7 +179,16 @@ def change_isr(
     for node in wanted:
         if not state.is_up(node) or state.nodes[node].incarnation != incarnations.get(node):
             raise StaleEpoch(f"{node} is not up, or not in the start that {leader} knows")
-    return _change_isr((topic, number, partition), wanted)
+    return [*_change_isr(kept, wanted), *_confirm(state, kept, wanted)]
+
+
+def _confirm(state: Metadata, kept: Kept, isr: Sequence[str]) -> list[MetadataRecord]:
+    """A leader that speaks for an ISR lives: whoever is not in it is not waited for."""
+    topic, number, partition = kept
+    now = {node: state.nodes[node].disk_id for node in isr}
+    if not recovery.may_lack(state, topic) or now | partition.last == now:
+        return []
+    return [IsrConfirmed(topic.topic_id, number)]
 
 
 def hand_over(state: Metadata, node: str) -> list[MetadataRecord]:
@@ -226,54 +244,6 @@ def prefer(state: Metadata) -> list[MetadataRecord]:
         elif leader in state.drained:
             records += hand_over_one(state, kept, leader, drained_too=False)
     return records
-
-
-def accept_loss(
-    state: Metadata, *, topic_id: str, number: int, node: str | None = None, epoch: int = -1
-) -> list[LeaderAppointed]:
-    """A person gives up what only a lost disk has: a replica leads with what it has itself.
-
-    Args:
-        node: who is to lead; None: the first replica that is up and not on an empty disk in the place of the lost one.
-        epoch: the partition's, when the person looked at it; -1: whatever it is. What was accepted under it is accepted
-            again, since requests are repeated; and one that was long on its way does nothing to what happened since.
-
-    Raises:
-        InvalidRequest: the partition has a leader, or the node keeps no replica of it or is not up, or nobody is.
-    """
-    topic = state.topics.get(topic_id)
-    if topic is None or not 0 <= number < len(topic.partitions):
-        raise InvalidRequest(f"there is no partition {number} of topic {topic_id}")
-    partition = topic.partitions[number]
-    name = f"partition {number} of {topic.name!r}"
-    if 0 <= epoch == partition.epoch - 1 and partition.unclean and partition.leader is not None:
-        return []
-    if partition.leader is not None:
-        raise InvalidRequest(f"{name} has a leader, {partition.leader}: nothing has to be given up")
-    if epoch not in (-1, partition.epoch):
-        raise InvalidRequest(
-            f"{name} is in epoch {partition.epoch}, and was in {epoch} when it was decided to give it up: look again"
-        )
-    if node is None:
-        node = _least_loss(state, partition, name)
-    if node not in partition.replicas or not state.is_up(node):
-        raise InvalidRequest(
-            f"{node} cannot lead {name}: it has to be up, and one of {', '.join(partition.replicas)}"
-        )
-    return [_appoint((topic, number, partition), node, [node], unclean=True)]
-
-
-def _least_loss(state: Metadata, partition: PartitionState, name: str) -> str:
-    """Who leads where nobody in sync can: an empty disk in the place of the lost one would empty all others too."""
-    lost = set(partition.isr)
-    others = [node for node in partition.replicas if node not in lost]
-    chosen = _choose(state, partition, [node for node in others or lost if state.is_up(node)])
-    if chosen is None:
-        waiting = f"start {' or '.join(others or sorted(lost))}"
-        raise InvalidRequest(
-            f"no replica of {name} is up that could lead in the place of the lost one: {waiting}"
-        )
-    return chosen
 
 
 def _all(state: Metadata) -> Iterator[Kept]:

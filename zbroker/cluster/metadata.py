@@ -7,20 +7,27 @@ notes: they are no part of the state.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import copy
 
 import msgspec
 
 from zbroker.cluster.records import (
     FEATURE_LEVEL,
+    RECOVERY_LEVEL,
     ClusterFormed,
+    FeatureLevelRaised,
     IsrChanged,
+    IsrConfirmed,
     LeaderAppointed,
+    LeaderRecovered,
+    LogReported,
     MetadataRecord,
     NodeDrained,
     NodeFenced,
     NodeRegistered,
     ProducerIdsGranted,
+    RecoveryBegan,
     ReplicasChanged,
     TopicAltered,
     TopicCreated,
@@ -35,6 +42,15 @@ DELETIONS_REMEMBERED = 1000
 """How many requests that deleted a topic are known again when they are repeated."""
 
 
+class Extent(msgspec.Struct, frozen=True):
+    """How far a replica's log goes, as it said in one of its starts; see `LogReported`."""
+
+    incarnation: int
+    end: int
+    last_epoch: int
+    tail: int
+
+
 class PartitionState(msgspec.Struct):
     """Who keeps and leads one partition.
 
@@ -45,6 +61,12 @@ class PartitionState(msgspec.Struct):
         version: counts the changes: who proposes one names the last that it knows.
         target: who is to keep it, while the partition moves.
         disk: the one disk that has all that is committed, while the only node in sync is up on another one.
+        last: the last in-sync replicas under which a leader is known to have lived, and those that joined since; disks
+            by node name. Kept from feature level 2 on.
+        recovering: all in-sync replicas stopped uncleanly; `isr` is who was in sync then, and nobody leads.
+        reports: how far logs go, by node, while nobody leads.
+        end: where the log of who leads after an unclean election ends: the rest is cut; -1 after any other.
+        lost_from: what lay from this offset on may be missing since the last unclean election; -1 where nothing does.
     """
 
     replicas: list[str]
@@ -55,6 +77,11 @@ class PartitionState(msgspec.Struct):
     version: int = 0
     target: list[str] | None = None
     disk: str | None = None
+    last: dict[str, str] = {}
+    recovering: bool = False
+    reports: dict[str, Extent] = {}
+    end: int = -1
+    lost_from: int = -1
 
 
 class TopicState(msgspec.Struct):
@@ -141,6 +168,14 @@ class Metadata:
                 self._leader_appointed(record)
             case IsrChanged():
                 self._isr_changed(record)
+            case IsrConfirmed():
+                self._isr_confirmed(record)
+            case RecoveryBegan():
+                self._recovery_began(record)
+            case LogReported():
+                self._log_reported(record)
+            case LeaderRecovered():
+                self._leader_recovered(record)
             case NodeRegistered():
                 self.nodes[record.node] = record
                 self.fenced.pop(record.node, None)
@@ -167,19 +202,26 @@ class Metadata:
                 self.next_producer_id = max(self.next_producer_id, record.first + record.count)
             case ClusterFormed():
                 self._cluster_formed(record)
+            case FeatureLevelRaised():
+                self._feature_level_raised(record)
 
     def _cluster_formed(self, record: ClusterFormed) -> None:
         assert self.cluster_id is None, "a cluster is formed once"
-        if record.feature_level > FEATURE_LEVEL:
-            raise UnsupportedVersion(
-                f"the cluster is at feature level {record.feature_level}, and this version knows "
-                f"{FEATURE_LEVEL}; start the version that wrote it, or a newer one"
-            )
+        _check_level(record.feature_level)
         self.cluster_id = record.cluster_id
         self.cluster_name = record.name
         self.feature_level = record.feature_level
         self.voters = dict(record.voters)
         self.nodes_touched = True
+
+    def _feature_level_raised(self, record: FeatureLevelRaised) -> None:
+        _check_level(record.level)
+        assert record.level > self.feature_level, "feature levels only grow"
+        self.feature_level = record.level
+        for topic in self.topics.values():
+            for partition in topic.partitions:
+                partition.last = self._disks(partition.isr)
+            self.touched[topic.topic_id] = None
 
     def _topic_created(self, record: TopicCreated) -> None:
         assert record.name.lower() not in self.folded, record.name
@@ -213,17 +255,37 @@ class Metadata:
 
     def _leader_appointed(self, record: LeaderAppointed) -> None:
         partition = self.topics[record.topic_id].partitions[record.partition]
-        assert record.epoch > partition.epoch, "leader epochs only grow"
         assert record.leader is None or record.leader in record.isr, "a leader is in sync"
         assert record.isr, "somebody has what is committed"
         assert set(record.isr) <= set(partition.replicas), record
-        partition.leader = record.leader
-        partition.epoch = record.epoch
-        partition.isr = list(record.isr)
+        self._begin_epoch(partition, record.leader, record.epoch, record.isr)
         partition.unclean = record.unclean
         partition.disk = record.disk
-        partition.version += 1
+        if record.unclean:
+            partition.last = {}
+        self._count_in(partition)
         self.touched[record.topic_id] = None
+
+    def _begin_epoch(
+        self, partition: PartitionState, leader: str | None, epoch: int, isr: Iterable[str]
+    ) -> None:
+        assert epoch > partition.epoch, "leader epochs only grow"
+        partition.leader = leader
+        partition.epoch = epoch
+        partition.isr = list(isr)
+        partition.unclean = partition.recovering = False
+        partition.disk = None
+        partition.end = -1
+        partition.reports = {}
+        partition.version += 1
+
+    def _disks(self, nodes: Iterable[str]) -> dict[str, str]:
+        return {node: self.nodes[node].disk_id for node in nodes}
+
+    def _count_in(self, partition: PartitionState) -> None:
+        """Who is in sync now has been so since a leader was last known to live."""
+        if self.feature_level >= RECOVERY_LEVEL:
+            partition.last = self._disks(partition.isr) | partition.last
 
     def _isr_changed(self, record: IsrChanged) -> None:
         partition = self.topics[record.topic_id].partitions[record.partition]
@@ -231,12 +293,54 @@ class Metadata:
         assert set(record.isr) <= set(partition.replicas), record
         partition.isr = list(record.isr)
         partition.version += 1
+        self._count_in(partition)
+        self.touched[record.topic_id] = None
+
+    def _isr_confirmed(self, record: IsrConfirmed) -> None:
+        partition = self.topics[record.topic_id].partitions[record.partition]
+        assert partition.leader is not None, "a leader confirms"
+        partition.last = self._disks(partition.isr)
+        self.touched[record.topic_id] = None
+
+    def _recovery_began(self, record: RecoveryBegan) -> None:
+        partition = self.topics[record.topic_id].partitions[record.partition]
+        assert set(partition.isr) <= set(partition.last) <= set(partition.replicas), partition
+        self._begin_epoch(partition, None, record.epoch, sorted(partition.last))
+        partition.recovering = True
+        self.touched[record.topic_id] = None
+
+    def _log_reported(self, record: LogReported) -> None:
+        partition = self.topics[record.topic_id].partitions[record.partition]
+        assert partition.leader is None, "a leader's log needs no report"
+        extent = Extent(record.incarnation, record.end, record.last_epoch, record.tail)
+        partition.reports = {**partition.reports, record.node: extent}
+        self.touched[record.topic_id] = None
+
+    def _leader_recovered(self, record: LeaderRecovered) -> None:
+        partition = self.topics[record.topic_id].partitions[record.partition]
+        assert record.leader in partition.replicas, record
+        self._begin_epoch(partition, record.leader, record.epoch, [record.leader])
+        partition.unclean = True
+        partition.end = record.end
+        partition.lost_from = record.lost_from
+        partition.last = self._disks([record.leader])
         self.touched[record.topic_id] = None
 
     def _replicas_changed(self, record: ReplicasChanged) -> None:
         partition = self.topics[record.topic_id].partitions[record.partition]
         assert set(partition.isr) <= set(record.replicas), record
         partition.replicas = list(record.replicas)
+        partition.last = {
+            node: disk for node, disk in partition.last.items() if node in record.replicas
+        }
         partition.target = None if record.target is None else list(record.target)
         partition.version += 1
         self.touched[record.topic_id] = None
+
+
+def _check_level(level: int) -> None:
+    if level > FEATURE_LEVEL:
+        raise UnsupportedVersion(
+            f"the cluster is at feature level {level}, and this version knows {FEATURE_LEVEL}; start the version "
+            "that wrote it, or a newer one"
+        )

@@ -110,13 +110,16 @@ def _spread(
 def _begin(
     topic: TopicState, number: int, partition: PartitionState, target: list[str]
 ) -> list[MetadataRecord]:
-    """The first step: old and new replicas. Who was to be one by an earlier move and is not in sync yet is left out."""
+    """The first step: old and new replicas. Who was to be one by an earlier move and was never in sync is left out."""
     if target == (partition.target or partition.replicas):
         return []
     staying = [
         node
         for node in partition.replicas
-        if partition.target is None or node in partition.isr or node in target
+        if partition.target is None
+        or node in partition.isr
+        or node in partition.last
+        or node in target
     ]
     replicas = staying + [node for node in target if node not in staying]
     return [ReplicasChanged(topic.topic_id, number, replicas, target)]

@@ -11,8 +11,10 @@ import msgspec
 from zbroker.errors import UnsupportedVersion
 from zbroker.topics import TopicSettings
 
-FEATURE_LEVEL = 1
+FEATURE_LEVEL = 2
 """The newest feature level that this version understands."""
+RECOVERY_LEVEL = 2
+"""From this level on, replicas report how far their logs go, and the longest leads where all stopped uncleanly."""
 
 
 class ClusterFormed(msgspec.Struct, tag_field="kind", tag="cluster_formed", frozen=True):
@@ -94,6 +96,59 @@ class IsrChanged(msgspec.Struct, tag_field="kind", tag="isr_changed", frozen=Tru
     isr: list[str]
 
 
+class IsrConfirmed(msgspec.Struct, tag_field="kind", tag="isr_confirmed", frozen=True):
+    """The partition's leader is known to have lived under these in-sync replicas: others have nothing that they lack.
+
+    Of feature level 2, as are the next three.
+    """
+
+    topic_id: str
+    partition: int
+
+
+class RecoveryBegan(msgspec.Struct, tag_field="kind", tag="recovery_began", frozen=True):
+    """All in-sync replicas have stopped uncleanly: nobody leads before the last ones known have said what they have."""
+
+    topic_id: str
+    partition: int
+    epoch: int
+
+
+class LogReported(msgspec.Struct, tag_field="kind", tag="log_reported", frozen=True):
+    """How far a replica's log goes while the partition has no leader.
+
+    `end`: all below it is whole, with `last_epoch` as the epoch of the record before it; `tail`: the log's end.
+    """
+
+    topic_id: str
+    partition: int
+    node: str
+    incarnation: int
+    end: int
+    last_epoch: int
+    tail: int
+
+
+class LeaderRecovered(msgspec.Struct, tag_field="kind", tag="leader_recovered", frozen=True):
+    """The replica with the longest log of the highest epoch leads, with its log up to `end`.
+
+    What was committed from `lost_from` on may be missing: below it, all who said how far their logs go have the same.
+    """
+
+    topic_id: str
+    partition: int
+    leader: str
+    epoch: int
+    end: int
+    lost_from: int
+
+
+class FeatureLevelRaised(msgspec.Struct, tag_field="kind", tag="feature_level_raised", frozen=True):
+    """Every node understands the records of a newer feature level: they may be written from now on."""
+
+    level: int
+
+
 class ReplicasChanged(msgspec.Struct, tag_field="kind", tag="replicas_changed", frozen=True):
     """Who keeps a partition; `target` who is to keep it once they all are in sync, None where that is so."""
 
@@ -142,6 +197,11 @@ MetadataRecord = (
     | TopicDeleted
     | LeaderAppointed
     | IsrChanged
+    | IsrConfirmed
+    | RecoveryBegan
+    | LogReported
+    | LeaderRecovered
+    | FeatureLevelRaised
     | ReplicasChanged
     | NodeDrained
     | VotersChanged

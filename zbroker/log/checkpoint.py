@@ -35,6 +35,7 @@ class Checkpoint(msgspec.Struct, array_like=True):
         snapshot: offset of the producer snapshot that describes the state at `offset`, -1 for an empty state.
         segments: in order; empty for a log without segments.
         damaged: ranges of offsets that are known to be unreadable.
+        unflushed: what is damaged from this offset on had never been known to be on disk; -1 where there is none such.
     """
 
     clean: bool
@@ -44,6 +45,7 @@ class Checkpoint(msgspec.Struct, array_like=True):
     snapshot: int
     segments: list[SegmentRow]
     damaged: list[tuple[int, int]]
+    unflushed: int = -1
 
     def save(self, files: Files, folder: str) -> None:
         """Replaces the checkpoint file, durably (`envelope.save`)."""

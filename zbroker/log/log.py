@@ -157,6 +157,7 @@ class Log:
         self.last_append_time = self.last_epoch = -1
         self.size = self.pending_bytes = 0
         self.damaged: list[tuple[int, int]] = []
+        self._never_flushed = -1
         self.full = False
         self._storage = storage
         self._epochs = EpochTable()
@@ -207,6 +208,12 @@ class Log:
         """How many segments there are."""
         return len(self.segments)
 
+    @property
+    def hole(self) -> int:
+        """Where damage begins of which nothing was ever known to be flushed, as a power loss leaves it; else -1."""
+        floor = self._never_flushed
+        return min((first for first, _ in self.damaged if 0 <= floor <= first), default=-1)
+
     def open(self) -> None:
         """Starts recovery; ends in `Opened` or `Broken`."""
         self._move("opening")
@@ -235,7 +242,7 @@ class Log:
         self._epochs = found.epochs
         self.producers = found.producers
         self.producers.expiry = self.settings.producer_expiry
-        self.damaged = found.damaged
+        self.damaged, self._never_flushed = found.damaged, found.unflushed
         self.start_offset = found.start
         self.end_offset = self.written_offset = self.flushed_offset = found.end
         self.last_append_time = self._written_time = found.last_append_time
@@ -650,6 +657,7 @@ class Log:
             at,
             [SegmentRow(s.base, s.size, s.last_append_time, s.max_timestamp) for s in rows],
             self._damage_from(start),
+            self._never_flushed,
         )
         self._bytes_since = self._batches_since = 0
         self._checkpoint_due = False
@@ -715,6 +723,7 @@ class Log:
             self.size -= sum(s.size for s in self.segments if s.base in gone)
             self.segments = [s for s in self.segments if s.base not in gone]
             self.damaged = self._damage_from(self.start_offset)
+            self._never_flushed = self.hole
             self._reads.forget(gone)
         else:
             error = DiskFull("the disk is full, and the log start offset could not be saved")
@@ -784,6 +793,7 @@ class Log:
             -1,
             rows,
             self.damaged,
+            self._never_flushed,
         )
         segments = [
             Segment(s.base, s.size, s.end, s.first_append_time, s.last_append_time, s.max_timestamp)
@@ -829,6 +839,7 @@ class Log:
         self._creations_flushed = self._creations
         self.size = sum(segment.size for segment in self.segments)
         self.damaged = merge([(first, min(behind, cut.end)) for first, behind in self.damaged])
+        self._never_flushed = self.hole
         self._plan_from_written()
         waiting = list(self._runs)
         self._runs.clear()

@@ -49,6 +49,7 @@ class State(msgspec.Struct):
     snapshot: int = -1
     rolled: list[Snapshot] = []
     damaged: list[tuple[int, int]] = []
+    unflushed: int = -1
     clean: bool = True
     in_use: bool = True
     torn_bytes: int = 0
@@ -60,8 +61,9 @@ class State(msgspec.Struct):
             SegmentRow(s.base, s.size, s.last_append_time, s.max_timestamp) for s in self.segments
         ]
         return Checkpoint(
-            clean, self.start, self.end, self.last_append_time, self.snapshot, rows, self.damaged
-        )
+            clean, self.start, self.end, self.last_append_time, self.snapshot, rows, self.damaged,
+            self.unflushed,
+        )  # fmt: skip
 
 
 class _Scanned(msgspec.Struct):
@@ -177,7 +179,7 @@ class _Recovery:
         state.segments = _segments(known.segments, known.offset)
         state.start, state.end = known.start, known.offset
         state.last_append_time = known.last_append_time
-        state.damaged = list(known.damaged)
+        state.damaged, state.unflushed = list(known.damaged), known.unflushed
         self._restore_producers(known, known.offset)
         if state.snapshot != known.snapshot:
             self._save_snapshot()
@@ -196,7 +198,16 @@ class _Recovery:
         state.damaged = merge(
             [(max(first, state.start), behind) for first, behind in state.damaged]
         )
+        state.unflushed = self._never_flushed()
         self._make_durable()
+
+    def _never_flushed(self) -> int:
+        """From where on what is damaged had never been known to be on disk: a power loss has left a hole."""
+        if self.checkpoint is None:
+            return -1
+        known = self.checkpoint.unflushed
+        floor = known if known >= 0 else self.checkpoint.offset
+        return min((first for first, _ in self.state.damaged if first >= floor), default=-1)
 
     def _usable_checkpoint(self) -> Checkpoint | None:
         """The checkpoint, unless it contradicts the files: then it is stale, and everything is scanned."""

@@ -31,6 +31,14 @@ SENTENCES: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "{peer} is taken for dead ({reason}): others lead what it led",
     ),
+    "recovery_began": (
+        logging.WARNING,
+        "partition {partition} of topic {topic} waits for {waiting_for}: all stopped uncleanly (epoch {epoch})",
+    ),
+    "leader_recovered": (
+        logging.WARNING,
+        "{leader} leads partition {partition} of topic {topic} up to {end}; records from {lost_from} on may be lost",
+    ),
     "loss_accepted": (
         logging.WARNING,
         "a loss was accepted: {leader} leads partition {partition} of topic {topic} with what it has (epoch {epoch})",

@@ -114,7 +114,8 @@ def run_node(
         if broker.state != "stopped":
             report("stop_timed_out", seconds=STOP_TIMEOUT_MS // 1000)
             return 1
-        folder.note_clean_stop()
+        if broker.stopped_well:
+            folder.note_clean_stop()
     report("stopped")
     return 0
 

@@ -109,6 +109,13 @@ class Partition(msgspec.Struct, omit_defaults=True, kw_only=True):
     unclean: Annotated[
         bool, Meta(description="the leader was not in sync: committed records may be missing")
     ] = False
+    waiting_for: Annotated[
+        list[str], Meta(description="nodes without which it has no leader, while it has none")
+    ] = []
+    lost_from: Annotated[
+        int,
+        Meta(description="committed records from this offset on may be missing; -1 where none are"),
+    ] = -1
 
 
 class Topic(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -596,7 +603,7 @@ class ChangeVotersReply(Message, tag_field="op", tag="change_voters"):
 
 
 class AcceptLoss(Message, tag_field="op", tag="accept_loss"):
-    """Gives up what only a lost disk has: a replica that is not in sync leads with what it has itself."""
+    """Gives up what nobody who is up has: a replica that is not in sync leads with what it has itself."""
 
     topic: ByName = None
     topic_id: ById = None
@@ -605,7 +612,7 @@ class AcceptLoss(Message, tag_field="op", tag="accept_loss"):
         Epoch, Meta(description="refused when the partition has another leader epoch by now")
     ] = -1
     node: Annotated[
-        str | None, Meta(description="who is to lead; nil leaves it to the controller")
+        str | None, Meta(description="who is to lead; nil: who has most of those that are up")
     ] = None
     request_id: RequestId = ""
 

@@ -316,6 +316,34 @@ class ElectAnew(PeerMessage, tag="elect_anew"):
     epoch: Epoch
 
 
+class LogExtent(NamedTuple):
+    """How far one log goes, of a partition without leader.
+
+    Attributes:
+        epoch: the partition's leader epoch, under which nobody leads.
+        end: all below it is whole. `last_epoch`: of the record before it, -1 where there is none.
+        tail: the log's end.
+    """
+
+    topic_id: str
+    partition: Number
+    epoch: Epoch
+    end: Offset
+    last_epoch: Epoch
+    tail: Offset
+
+
+class ReportLogs(PeerMessage, tag="report_logs"):
+    """A node says how far its logs go, of partitions that have no leader.
+
+    Attributes:
+        incarnation: the sender's start, in which that holds.
+    """
+
+    incarnation: Start
+    logs: list[LogExtent]
+
+
 class Leave(PeerMessage, tag="leave"):
     """A node is about to stop: what it leads is handed over; `stopped` says that it leads and keeps nothing now."""
 
@@ -338,6 +366,7 @@ ControllerRequest = (
     | ChangeIsr
     | ElectAnew
     | Leave
+    | ReportLogs
     | GrantProducerIds
     | MakeInternalTopic
     | CreateTopic

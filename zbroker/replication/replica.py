@@ -9,6 +9,8 @@ state     on                                 next      effect
 opening   log Opened                         idle      the newest appointment is taken up
 idle      an appointment to follow           following a `Follower` of that epoch; so too once this node is up again
 idle      an appointment to lead             beginning the epoch is begun in the log
+idle      the same, and it has more than is to be  cutting   the log is cut: what lies behind a hole
+cutting   log Truncated                      idle      the newest appointment is taken up; the cut again on a full disk
 beginning log EpochBegun of that epoch       leading   a `Leader` of that epoch; followers are probed
 leading   log AppendFailed, batches were sent idle     `resigned`: those offsets may not be given again in this epoch
 idle      an appointment to lead, damaged    idle      `resigned`, where another in-sync replica is whole and up
@@ -49,7 +51,7 @@ from zbroker.replication.leader import CatchUp, Leader, LeaderSettings
 from zbroker.replication.ports import LinkBudget, SendAppend
 
 State = Literal[
-    "opening", "idle", "beginning", "leading", "following", "closing", "closed", "failed"
+    "opening", "idle", "cutting", "beginning", "leading", "following", "closing", "closed", "failed"
 ]
 
 
@@ -63,6 +65,7 @@ class Appointment(msgspec.Struct, frozen=True, kw_only=True):
         replicas: those who keep a copy, each with the incarnation that is registered.
         metadata: offset of the metadata record that says so.
         unclean: the leader may lack what was committed.
+        end: the leader discards what it has from this offset on before it leads; None where it discards nothing.
     """
 
     epoch: int
@@ -71,6 +74,7 @@ class Appointment(msgspec.Struct, frozen=True, kw_only=True):
     replicas: Mapping[str, int]
     metadata: int = -1
     unclean: bool = False
+    end: int | None = None
 
 
 class Replica:
@@ -97,6 +101,7 @@ class Replica:
         self.follower: Follower | None = None
         self.appointment: Appointment | None = None
         self.resigned = False
+        self._cut_again = False
         self._yielded_for: list[tuple[int, int]] = []
         self._high_watermark = 0
         self._send = send
@@ -154,7 +159,7 @@ class Replica:
         """Enters the role that the newest appointment gives, unless something has to end first."""
         if self.state in ("opening", "closing", "closed", "failed"):
             return
-        if self.follower is not None and self.follower.state == "truncating":
+        if self.state == "cutting" or (self.follower and self.follower.state == "truncating"):
             return
         self._end_role()
         self.state = "idle"
@@ -163,6 +168,8 @@ class Replica:
             return
         if appointed.leader == self.settings.node and self._should_yield():
             self._yield()
+        elif appointed.leader == self.settings.node and self._has_too_much():
+            self._cut()
         elif appointed.leader == self.settings.node:
             self.state = "beginning"
             self.log.begin_epoch(appointed.epoch)
@@ -180,6 +187,24 @@ class Replica:
                 session=-1, status="ready",
             )  # fmt: skip
             self._answer(leader, ready)
+
+    def _has_too_much(self) -> bool:
+        """Whether the log goes on behind a hole, where it is to end under this appointment."""
+        appointed, log = self.appointment, self.log
+        return (
+            appointed is not None
+            and appointed.end is not None
+            and log.last_epoch < appointed.epoch
+            and log.start_offset <= appointed.end < log.end_offset
+        )
+
+    def _cut(self) -> None:
+        assert self.appointment is not None
+        assert self.appointment.end is not None
+        self.state = "cutting"
+        self._cut_again = False
+        self._high_watermark = min(self._high_watermark, self.appointment.end)
+        self.log.truncate(self, self.appointment.end)
 
     def _should_yield(self) -> bool:
         """Whether records are damaged here that another in-sync replica has: that one is to lead, and to mend this.
@@ -318,6 +343,9 @@ class Replica:
         self._now = now
         if self.log.state == "open":
             self.log.on_tick(now)
+        if self.state == "cutting" and self._cut_again and self.log.state == "open":
+            self.state = "idle"
+            self._take_up()
         if self.leader is not None and self._should_yield():
             self._end_role()
             self.state = "idle"
@@ -340,6 +368,12 @@ class Replica:
             self.follower.on_epoch_begun(event)
 
     def _truncated(self, event: Truncated) -> None:
+        if self.state == "cutting":
+            self._cut_again = event.error is not None
+            if not self._cut_again:
+                self.state = "idle"
+                self._take_up()
+            return
         follower = self.follower
         if follower is None:
             return

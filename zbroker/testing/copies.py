@@ -43,18 +43,20 @@ class Copy:
         whole: the files are as this says; not so between a power failure or a failed write and the next recovery.
         torn: something was done to it that may take away what was flushed: damage, a failed flush.
         harmed: it was damaged on purpose, and nobody need have noticed yet.
+        hole: where, at the last recovery, damage began of which nothing was known to be flushed; -1 where none did.
         changes: rises with each change.
     """
 
     __slots__ = (
-        "batches", "changes", "epoch", "flushed", "folder", "harmed", "promised", "start", "torn", "whole", "written",
+        "batches", "changes", "epoch", "flushed", "folder", "harmed", "hole", "promised", "start", "torn", "whole",
+        "written",
     )  # fmt: skip
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.batches: list[Stored] = []
         self.start = self.written = self.flushed = self.promised = 0
-        self.epoch = -1
+        self.epoch = self.hole = -1
         self.whole = False
         self.torn = False
         self.harmed = False
@@ -72,6 +74,7 @@ class Copy:
             self.batches.pop()
         self.written = min(self.written, end)
         self.flushed = min(self.flushed, end)
+        self.hole = self.hole if self.hole < end else -1
 
 
 def _base(batch: Stored) -> int:
@@ -177,6 +180,7 @@ class Copies:
         copy.batches = self._read(copy.folder)
         copy.start, copy.written, copy.flushed = found.start, found.end, found.end
         copy.epoch = found.epochs.last_epoch
+        copy.hole = found.unflushed
         copy.whole = True
         copy.changes += 1
         return copy.batches

@@ -411,6 +411,11 @@ class SimulatedStorage:
         """Whether there is nothing to run and nothing to tell."""
         return not self._waiting and not self._done
 
+    @property
+    def steps_left(self) -> int:
+        """How many steps it takes until there is nothing to run and nothing to tell."""
+        return 2 * len(self._waiting) + len(self._done)
+
     def submit(self, request: Request) -> None:
         """Takes a request for a later step."""
         self._waiting.append(request)

@@ -15,12 +15,14 @@ import msgspec
 
 from zbroker.testing.cluster import Machine, SimulatedCluster
 from zbroker.testing.timeline import MS, SECOND
+from zbroker.topics import Fsync
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """How a cluster is treated.
 
     Attributes:
+        fsyncs: what the topic `b` has, one of them.
         pause: least and most milliseconds between two faults.
         weights: how likely each fault is, by the name of its method.
         churn: topics are deleted and made again, and records deleted, while all this goes on.
@@ -30,6 +32,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     weights: dict[str, int]
     pause: tuple[int, int] = (100, 1500)
     churn: bool = False
+    fsyncs: tuple[Fsync, ...] = ("always", "always", "interval", "never")
 
 
 PROCESS = {"kill": 6, "kill_leader": 4, "kill_all": 1, "freeze": 4, "restart": 3}
@@ -58,6 +61,22 @@ PROFILES: dict[str, Profile] = {
     "damage": Profile(
         about="bits flipped, files cut and lost, a disk replaced; kills and cuts beside it",
         weights={**PROCESS, **NETWORK, **DAMAGE},
+    ),
+    "dark": Profile(
+        about="machines lose their power, one or all, under topics that are not flushed at once",
+        weights={
+            "power_loss": 4,
+            "power_loss_all": 4,
+            "crash_in_request": 4,
+            "kill_leader": 2,
+            "freeze": 2,
+            "isolate": 2,
+            "one_way": 2,
+            "break_connections": 2,
+            "slow_disk": 1,
+            "restart": 2,
+        },
+        fsyncs=("interval", "never"),
     ),
     "storm": Profile(
         about="the same without a pause",

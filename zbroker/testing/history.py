@@ -84,6 +84,7 @@ class History:
 
     Attributes:
         excused: partitions that were allowed to lose what was acknowledged, and why.
+        spared: of such a partition, the offset below which nothing may be lost all the same.
         deleted: offsets below which a partition's records were deleted; a topic that was deleted has them all below.
     """
 
@@ -91,13 +92,20 @@ class History:
     polls: list[Poll] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     excused: dict[str, str] = field(default_factory=dict)
+    spared: dict[str, int] = field(default_factory=dict)
     deleted: dict[str, int] = field(default_factory=dict)
 
     def acknowledged(self) -> Iterator[Send]:
         """The sends that were acknowledged with an offset, of partitions that promise to keep them."""
         for send in self.sends:
-            if send.outcome == "ok" and send.offset >= 0 and send.partition not in self.excused:
+            if send.outcome != "ok" or send.offset < 0:
+                continue
+            if not self.may_be_lost(send.partition, send.offset):
                 yield send
+
+    def may_be_lost(self, partition: str, offset: int) -> bool:
+        """Whether what was at an offset may be gone, or be something else now."""
+        return partition in self.excused and offset >= self.spared.get(partition, 0)
 
     def kept(self) -> Iterator[Send]:
         """Those of them that nobody deleted."""
@@ -120,7 +128,7 @@ def inconsistent_offsets(history: History) -> Problems:
     known: dict[tuple[str, int], tuple[bytes, str]] = {}
     for partition, offset, value, who in _sightings(history):
         before = known.setdefault((partition, offset), (value, who))
-        if before[0] != value and partition not in history.excused:
+        if before[0] != value and not history.may_be_lost(partition, offset):
             yield (
                 f"inconsistent: offset {offset} of {partition} is {_shown(before[0])} for {before[1]} "
                 f"and {_shown(value)} for {who}"

@@ -17,6 +17,7 @@ The numbers are those of the list in `docs/testing.md`:
 16   one leader an epoch; a leader has everything committed; ballots are on disk before they are spoken of; a majority
      has what an elected leader commits
 18   nothing is acknowledged before it is committed, as its topic's `fsync` counts; what was flushed survives
+21   where all in-sync replicas may have lost what was not flushed, the longest log of the highest epoch leads
 ==== ==================================================================================================================
 """
 
@@ -59,8 +60,12 @@ class Ledger:
         known: every batch that any disk ever had, with the epoch of the one before it.
         leaders: who led each epoch.
         exposed: (node, incarnation, epoch) that have exposed a high watermark.
-        powerless: nodes whose copy may have lost what was not flushed, where that counts as committed.
-        start: log start offset that a leader had at most.
+        powerless: nodes whose copy may have lost what was not flushed, where that counts as committed, and that have
+            not joined the ISR since.
+        holders: who was in sync when the high watermark last rose: disks by node name.
+        given_up: a person is to accept a loss; to be set by who asks for that.
+        recovered: epoch of the last unclean election: what leaders of older ones say is of the past.
+        lost_from: what was committed from here on may have been lost in such an election; None where there was none.
     """
 
     def __init__(self, folder: str) -> None:
@@ -71,14 +76,17 @@ class Ledger:
         self.leaders: dict[int, tuple[str, int]] = {}
         self.exposed: set[tuple[str, int, int]] = set()
         self.powerless: set[str] = set()
+        self.holders: dict[str, str] = {}
+        self.given_up = False
+        self.recovered = -1
+        self.lost_from: int | None = None
 
-    @property
-    def excused(self) -> bool:
-        """Whether it may have lost what was committed: a copy lost what had only been written.
-
-        One is enough: the others may have been out of the ISR by then.
-        """
-        return bool(self.powerless)
+    def recover(self, epoch: int, kept: list[Stored], end: int, lost_from: int) -> None:
+        """After an unclean election: what its leader has is committed, and nothing else is."""
+        self.recovered = epoch
+        self.holders = {}
+        self.batches, self.end = kept, end
+        self.lost_from = lost_from if self.lost_from is None else min(self.lost_from, lost_from)
 
     def between(self, first: int, end: int) -> list[Stored]:
         """What was committed of a range."""
@@ -97,10 +105,23 @@ def _base(batch: Stored) -> int:
     return batch.base
 
 
+class Recovery(msgspec.Struct, frozen=True):
+    """An unclean election: who won it with which epoch, and how far the logs of the last known ISR went.
+
+    `extents`: by node, the epoch of the last record before a hole, and the offset behind it.
+    """
+
+    folder: str
+    leader: str
+    epoch: int
+    extents: dict[str, tuple[int, int]]
+
+
 class Invariants(Watch):
     """Looks at a whole cluster. See the module.
 
     Attributes:
+        recoveries: the unclean elections that there were.
         metadata: the newest committed metadata that any node has applied.
         checks: how many comparisons were made: a check that never runs shows here.
     """
@@ -109,7 +130,10 @@ class Invariants(Watch):
         self.ledgers: dict[str, Ledger] = {}
         self.metadata = Metadata()
         self.checks: dict[str, int] = {}
+        self.recoveries: list[Recovery] = []
         self._applied = -1
+        self._waiting: dict[str, dict[str, str]] = {}
+        """Whose logs partitions wait for: disks by node name, by folder."""
         self._seen: dict[tuple[str, int, str], tuple[int, int, tuple[str, ...]]] = {}
         self._votes: dict[tuple[str, int, int], str] = {}
         self._produces: dict[tuple[str, int, bytes, int], str] = {}
@@ -169,7 +193,7 @@ class Invariants(Watch):
             raise InvariantBroken(
                 f"13: {process.name} leads {copy.folder} in epoch {leader.epoch}, and cut it to {cut}"
             )
-        if cut >= ledger.end or ledger.excused:
+        if cut >= ledger.end:
             return
         state = self._state(copy.folder)
         if state is not None and process.name in state.isr and not state.unclean:
@@ -230,6 +254,7 @@ class Invariants(Watch):
         quorum = broker.quorum
         if quorum.applied > self._applied:
             self._applied, self.metadata = quorum.applied, quorum.metadata
+            self._look_for_recoveries(process.cluster)
         leader = quorum.replica.leader
         if leader is not None:
             self._look_at(process, FOLDER, leader)
@@ -237,6 +262,46 @@ class Invariants(Watch):
             leader = partition.replica.leader
             if leader is not None:
                 self._look_at(process, partition.log.folder, leader)
+
+    def _look_for_recoveries(self, cluster: SimulatedCluster) -> None:
+        for topic in self.metadata.topics.values():
+            for number, state in enumerate(topic.partitions):
+                path = partition_folder(topic.topic_id, number)
+                if state.recovering:
+                    self._waiting[path] = dict(state.last)
+                elif state.unclean and state.epoch > self.ledger(path).recovered:
+                    self._check_recovery(cluster, path, state, self._waiting.pop(path, None))
+
+    def _check_recovery(
+        self,
+        cluster: SimulatedCluster,
+        path: str,
+        state: PartitionState,
+        last: dict[str, str] | None,
+    ) -> None:
+        """Who leads has no less than anybody of the last known ISR, unless a person gave the others up."""
+        assert state.leader is not None
+        self._count("21 recoveries")
+        ledger = self.ledger(path)
+        found = cluster.machines[state.leader].copies.of(path)
+        extents = {state.leader: _extent(found)}
+        given_up = ledger.given_up or last is None
+        ledger.given_up = False
+        for name, disk in [] if given_up else [*(last or {}).items(), *ledger.holders.items()]:
+            machine = cluster.machines[name]
+            copy = machine.copies.by_folder.get(path)
+            if machine.disk_id == disk and copy is not None:
+                extents[name] = _extent(copy)
+        self.recoveries.append(Recovery(path, state.leader, state.epoch, extents))
+        most = max(extents, key=lambda name: extents[name])
+        if extents[most] > extents[state.leader]:
+            raise InvariantBroken(
+                f"21: {state.leader} leads {path} in epoch {state.epoch} with {extents[state.leader]}, and {most} has "
+                f"{extents[most]} (epoch, end)"
+            )
+        end = min(state.end, found.written)
+        kept = [batch for batch in found.batches if batch.next <= end]
+        ledger.recover(state.epoch, kept, end, state.lost_from)
 
     def _look_at(self, process: Process, folder: str, leader: Leader) -> None:
         key = (process.name, process.incarnation, folder)
@@ -246,6 +311,8 @@ class Invariants(Watch):
             return
         self._seen[key] = now
         ledger = self.ledger(folder)
+        if leader.epoch < ledger.recovered:
+            return  # it does not know yet that it was given up
         if before is None or before[0] != leader.epoch:
             self._check_new_leader(process, ledger, leader)
             before = (leader.epoch, -1, ())
@@ -254,12 +321,15 @@ class Invariants(Watch):
                 f"the high watermark of {folder} at {process.name} went from {before[1]} back to "
                 f"{leader.high_watermark} in epoch {leader.epoch}"
             )
-        if ledger.excused:
-            self._take(process, ledger, leader.high_watermark)
-        elif leader.high_watermark > before[1]:
+        joined = sorted({*leader.isr} - {*before[2]})
+        if before[2] and not leader.settings.quorum:
+            ledger.powerless.difference_update(
+                member for member in joined if _is_heard(process.cluster, leader, member)
+            )
+        if leader.high_watermark > before[1]:
             self._check_advance(process, ledger, leader)
-        if not leader.settings.quorum and leader.high_watermark >= 0 and not ledger.excused:
-            for member in sorted({*leader.isr} - {*before[2]}):
+        if not leader.settings.quorum and leader.high_watermark >= 0:
+            for member in joined:
                 self._check_member(process, ledger, leader, member, leader.high_watermark)
                 self._count("12 joined")
 
@@ -296,8 +366,11 @@ class Invariants(Watch):
                 raise InvariantBroken(
                     f"9: {process.name} commits {ledger.folder} up to {to} with the ISR {leader.isr}"
                 )
-            for member in sorted({*leader.isr, *leader.pending}):
+            members = sorted({*leader.isr, *leader.pending})
+            for member in members:
                 self._check_member(process, ledger, leader, member, to)
+            machines = process.cluster.machines
+            ledger.holders = {member: machines[member].disk_id for member in members}
         self._take(process, ledger, to)
 
     def _check_member(
@@ -490,7 +563,7 @@ class Invariants(Watch):
                 f"14: {process.name} {does} {folder} with a high watermark of {high_watermark}, and all below "
                 f"{ledger.end} is committed"
             )
-        if not chunk or ledger.excused:
+        if not chunk:
             return
         for _, header in iter_batches(chunk):
             batch, committed = stored(header), ledger.find(header.base_offset)
@@ -521,3 +594,21 @@ def _difference(a: Sequence[Stored], b: Sequence[Stored]) -> str:
             return f"{mine} and {other}"
     longer: Iterator[Stored] = iter((*a[len(b) :], *b[len(a) :]))
     return f"{next(longer, None)} and nothing"
+
+
+def _extent(copy: Copy) -> tuple[int, int]:
+    """How far a copy is whole: the epoch of its last batch before a hole, and the offset behind it."""
+    epoch, end = -1, copy.start
+    for batch in copy.batches:
+        if batch.base > end or 0 <= copy.hole <= batch.base:
+            break
+        epoch, end = batch.epoch, max(end, batch.next)
+    return epoch, end
+
+
+def _is_heard(cluster: SimulatedCluster, leader: Leader, member: str) -> bool:
+    """Whether what a leader knows of a follower is of the process that is there now."""
+    process, follower = cluster.machines[member].process, leader.followers.get(member)
+    if process is None or follower is None:
+        return False
+    return process.incarnation == follower.incarnation

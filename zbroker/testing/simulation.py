@@ -131,8 +131,8 @@ class Simulation:
         self._make_topic("a", partitions=rng.choice((1, 2, 3)))
         if self.profile.churn:
             self._make_topic("b", partitions=1)
-        elif rng.random() < 0.6:
-            fsync = rng.choice(("always", "always", "interval", "never"))
+        elif rng.random() < 0.6 or "always" not in self.profile.fsyncs:
+            fsync = rng.choice(self.profile.fsyncs)
             insync = rng.randint(1, min(2, len(cluster.names)))
             self._make_topic("b", partitions=1, fsync=fsync, min_insync=insync)
         self.prober = Prober("probe", cluster, self.history)
@@ -245,8 +245,11 @@ class Simulation:
         return ""
 
     def _is_damaged(self, topic_id: str, number: int) -> bool:
-        """Whether a partition that was allowed to lose records has holes where it is led: nobody can fill them."""
-        if not self.invariants.ledger(folder(topic_id, number)).excused:
+        """Whether the only replica of a partition has holes that a power loss left: nobody can fill them."""
+        topic = self.invariants.metadata.topics.get(topic_id)
+        if topic is None or len(topic.partitions[number].replicas) > 1:
+            return False
+        if self.invariants.ledger(folder(topic_id, number)).lost_from is None:
             return False
         kept = [machine.broker.keeper.find(topic_id, number) for machine in self.cluster.up]
         return any(each is not None and each.leads and each.log.damaged for each in kept)
@@ -303,8 +306,9 @@ class Simulation:
             partition = path.partition("/")[2]
             if partition and partition.split("/")[0] not in self.invariants.metadata.topics:
                 self.history.deleted[partition] = 1 << 62
-            if ledger.excused:
-                self.history.excused[partition] = f"{sorted(ledger.powerless)} lost their power"
+            if ledger.lost_from is not None:
+                self.history.excused[partition] = "all its in-sync replicas stopped uncleanly"
+                self.history.spared[partition] = ledger.lost_from
         problems = self._differences()
         problems += check(self.history, drained=True)
         for consumer in self.consumers:
