@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from zbroker.client.producer import Producer
     from zbroker.client.records import (
         ClusterDescription,
+        GroupDescription,
+        GroupOffset,
+        GroupSummary,
+        MemberDescription,
         NodeDescription,
+        OffsetChange,
         PartitionDescription,
         Record,
         RecordMetadata,
@@ -40,7 +45,12 @@ _PLACES = {
     "Consumer": "client.consumer",
     "Delivery": "client.delivery",
     "DeliveryGroup": "client.delivery",
+    "GroupDescription": "client.records",
+    "GroupOffset": "client.records",
+    "GroupSummary": "client.records",
+    "MemberDescription": "client.records",
     "NodeDescription": "client.records",
+    "OffsetChange": "client.records",
     "PartitionDescription": "client.records",
     "Producer": "client.producer",
     "Record": "client.records",
@@ -74,6 +84,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Admin", "AsyncAdmin", "AsyncConsumer", "AsyncDelivery", "AsyncProducer", "ClusterDescription", "Consumer",
-    "Delivery", "DeliveryGroup", "NodeDescription", "PartitionDescription", "Producer", "Record", "RecordMetadata",
+    "Delivery", "DeliveryGroup", "GroupDescription", "GroupOffset", "GroupSummary", "MemberDescription",
+    "NodeDescription", "OffsetChange", "PartitionDescription", "Producer", "Record", "RecordMetadata",
     "TopicDescription", "TopicPartition", "UnhealthyPartition", "ZBrokerError", "__version__",
 ]  # fmt: skip

@@ -138,6 +138,30 @@ class Topic(ParamType):
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
+class GroupName(ParamType):
+    """A consumer group's name, of which a shell may complete the rest."""
+
+    name = "group"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        bad = not value or len(value) > 255 or any(ord(letter) < 32 for letter in value)
+        if bad or "\x7f" in value:
+            self.fail(
+                f"found {value!r}, expected 1 to 255 characters, none of them control characters",
+                param,
+                ctx,
+            )
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        names = _known(ctx, lambda admin: (one.name for one in admin.groups()))
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 class Nodes(ParamType):
     """A node's name, or with `many` a tuple of several with commas; a shell may complete the last."""
 

@@ -16,6 +16,7 @@ import click
 
 from zbroker.cli import words
 from zbroker.cli.common import (
+    GroupName,
     Parsed,
     Topic,
     check_separator,
@@ -45,6 +46,7 @@ def _read_start(text: str) -> words.Start:
     epilog=epilog(
         "zbroker consume sales",
         "zbroker consume sales --from -1h --until-end --json",
+        "zbroker consume sales --group invoices --from earliest",
         r"zbroker consume sales clicks --from earliest --format '%t %p %o %T %k %v %h\n'",
     )
 )
@@ -59,6 +61,12 @@ def _read_start(text: str) -> words.Start:
     help="earliest, latest, an offset, a time such as 2024-05-31T12:00, or how long ago, such as -1h.",
 )
 @click.option("--partition", type=click.IntRange(0), help="One partition; all, if left out.")
+@click.option(
+    "--group",
+    metavar="GROUP",
+    type=GroupName(),
+    help="Share the partitions with the group's other members, and go on where the group is.",
+)
 @click.option("--max", "most", metavar="N", type=click.IntRange(1), help="End after N records.")
 @click.option("--until-end", is_flag=True, help="End at what is there now.")
 @separator_option("Write KEY SEP VALUE.")
@@ -75,6 +83,7 @@ def consume(
     topics: tuple[str, ...],
     start: words.Start,
     partition: int | None,
+    group: str | None,
     most: int | None,
     until_end: bool,
     separator: bytes | None,
@@ -88,12 +97,14 @@ def consume(
 
     A pipe gets bytes as they are, a terminal gets control bytes as escapes. Of --from, an offset counts in each
     partition, and a time is that of records. Without --until-end and --max it goes on until Ctrl-C, and outlives
-    restarts of its nodes.
+    restarts of its nodes. With --group, --from counts where the group has read nothing yet, and what was written is
+    committed.
     """
     for other in ({"key_separator": separator}, {"null": null}):
         refuse_together(json=as_json, **other)
         refuse_together(format=form is not None, **other)
     refuse_together(json=as_json, format=form is not None)
+    refuse_together(group=group, partition=partition is not None)
     check_separator(separator, null)
     write = _writer(separator, null, as_json, form)
     log_to_stderr()
@@ -103,6 +114,7 @@ def consume(
     with Consumer(
         servers,
         *dict.fromkeys(topics),
+        group=group,
         start=_start(start),
         partitions=None if partition is None else [(topic, partition) for topic in topics],
         until_end=until_end,

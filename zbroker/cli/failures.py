@@ -14,6 +14,7 @@ ADVICE: dict[type[ZBrokerError], str] = {
         "see which there are with `zbroker topic list`, make one with `zbroker topic create`"
     ),
     errors.UnknownPartition: "see which there are with `zbroker topic describe`",
+    errors.UnknownGroup: "see which there are with `zbroker group list`",
     errors.TopicExists: "choose another name, or say --if-not-exists",
     errors.ServersUnreachable: (
         "start a node with `zbroker dev`, or name one that runs with --servers HOST:PORT"

@@ -33,6 +33,7 @@ COMMANDS = {
     "topic": "zbroker.cli.topics:topic",
     "produce": "zbroker.cli.produce:produce",
     "consume": "zbroker.cli.consume:consume",
+    "group": "zbroker.cli.groups:group",
     "cluster": "zbroker.cli.cluster:cluster",
     "log": "zbroker.cli.logs:log",
     "config": "zbroker.cli.config:config",

@@ -1,4 +1,4 @@
-"""`Admin`: topics, partitions and the cluster, from any thread.
+"""`Admin`: topics, partitions, groups and the cluster, from any thread.
 
 The face: it runs a flow (`flows`) by handing its tasks to the client's thread and waiting for their outcomes.
 """
@@ -9,11 +9,11 @@ import datetime
 import random
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-from zbroker.client import flows
+from zbroker.client import flows, groupflows
 from zbroker.client.administering import AdminCore, Task
 from zbroker.client.connection import Connection
 from zbroker.client.delivery import copied
@@ -21,8 +21,16 @@ from zbroker.client.exchange import Body, Exchange, Outcome
 from zbroker.client.flows import At, Flow, Result, VoterAction
 from zbroker.client.guard import Guarded, check_timeout, option, wait_event
 from zbroker.client.metadata import Cluster
+from zbroker.client.places import parse_start
 from zbroker.client.producer import servers_of
-from zbroker.client.records import ClusterDescription, TopicDescription
+from zbroker.client.records import (
+    ClusterDescription,
+    GroupDescription,
+    GroupSummary,
+    OffsetChange,
+    TopicDescription,
+    TopicPartition,
+)
 from zbroker.errors import InvalidRequest, ZBrokerError
 from zbroker.protocol import messages
 from zbroker.units import Address
@@ -123,7 +131,7 @@ class AdminBase(Guarded):
 
 
 class Admin(AdminBase):
-    """Looks after topics and the cluster. Thread-safe.
+    """Looks after topics, consumer groups and the cluster. Thread-safe.
 
     Args:
         servers: `"host:port"`, several with commas or as a list: any of the cluster's nodes.
@@ -227,14 +235,51 @@ class Admin(AdminBase):
         """
         return self._run(flows.offsets(topic, moment(at), _numbers(partitions)))
 
-    def groups(self) -> list[Any]:
-        """Consumer groups come later."""
-        flows.no_groups()
+    def groups(self) -> list[GroupSummary]:
+        """Every consumer group, by name."""
+        return self._run(groupflows.groups())
 
-    def describe_group(self, name: str) -> Any:
-        """Consumer groups come later."""
-        del name
-        flows.no_groups()
+    def describe_group(self, name: str) -> GroupDescription:
+        """A consumer group: its coordinator, its members, and its offsets with their lag.
+
+        Raises:
+            UnknownGroup
+        """
+        return self._run(groupflows.describe_group(name))
+
+    def reset_group(
+        self, name: str, to: Any, topics: Any = None, *, dry_run: bool = False
+    ) -> list[OffsetChange]:
+        """Puts a group that has no members elsewhere; offsets beyond a partition's ends become those.
+
+        Args:
+            to: `"earliest"`, `"latest"`, an offset, a `datetime`, a `timedelta` (so long ago), `("time",
+                milliseconds)`, `("shift", N)` for N offsets further or, below 0, back, or
+                `{(topic, partition): offset}`.
+            topics: names, or (topic, partition) pairs; all that the group has committed, if left out. The group need
+                not exist where they are named.
+            dry_run: only tell what would be changed.
+
+        Returns:
+            What is changed, of each partition, by topic and partition.
+
+        Raises:
+            GroupNotEmpty: it has members; a static one counts until its session ends.
+            UnknownGroup, UnknownTopic, UnknownPartition
+        """
+        return self._run(groupflows.reset_group(name, target(to), places_of(topics), dry_run))
+
+    def delete_offsets(self, name: str, topics: Any) -> list[OffsetChange]:
+        """Forgets the offsets of a group without members in topics, or in (topic, partition) pairs."""
+        return self._run(groupflows.delete_offsets(name, places_of(topics)))
+
+    def delete_group(self, name: str) -> None:
+        """Forgets a group without members, and all its offsets.
+
+        Raises:
+            GroupNotEmpty, UnknownGroup
+        """
+        self._run(groupflows.delete_group(name))
 
     def _run(self, flow: Flow[Result]) -> Result:
         self._check_open()
@@ -293,6 +338,40 @@ def moment(at: Any) -> At:
     raise InvalidRequest(
         f'an offset is "earliest", "latest", a datetime or ("time", milliseconds), not {at!r}'
     )
+
+
+def target(to: Any) -> groupflows.To:
+    """What people write for where a group is put."""
+    if isinstance(to, Mapping):
+        for place, offset in to.items():
+            option(
+                isinstance(place, tuple) and len(place) == 2 and isinstance(offset, int) and offset >= 0,
+                f"an offset is (topic, partition): offset from 0 on, not {place!r}: {offset!r}",
+            )  # fmt: skip
+        option(bool(to), "no offsets were given")
+        return to
+    if (
+        isinstance(to, tuple)
+        and len(to) == 2
+        and to[0] == "shift"
+        and isinstance(to[1], int)
+        and not isinstance(to[1], bool)
+    ):
+        return ("shift", to[1])
+    return parse_start(to)
+
+
+def places_of(topics: Any) -> list[TopicPartition | str] | None:
+    """Topics, and (topic, partition) pairs; None for all."""
+    if topics is None:
+        return None
+    found: list[TopicPartition | str] = []
+    for one in [topics] if isinstance(topics, str) else topics:
+        pair = isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], int)
+        option(isinstance(one, str) or pair, f"topics are names or (topic, partition), not {one!r}")
+        found.append(one if isinstance(one, str) else TopicPartition(*one))
+    option(bool(found), "no topics were given; leave them out for all")
+    return found
 
 
 def _numbers(partitions: Iterable[int] | None) -> list[int] | None:

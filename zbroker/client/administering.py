@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
+from zbroker.client.coordinator import Coordinator
 from zbroker.client.exchange import Call, Exchange, Outcome, Retries, moving
 from zbroker.client.inquiry import PATIENCE, Inquiry
 from zbroker.client.metadata import UNKNOWN_GRACE, Cluster
@@ -23,17 +26,27 @@ CHANGE_PATIENCE = 1.0
 """Seconds of silence after which a second server is asked for a change, which takes the disks of a majority."""
 
 
+class OfGroup(msgspec.Struct, frozen=True):
+    """Whoever coordinates a group."""
+
+    group: str
+
+
+Target = Address | tuple[str, int] | OfGroup
+"""One server, the leader of a (topic, partition), or a group's coordinator."""
+
+
 class Task:
     """One request of the application's.
 
-    `target` is None for any server, an address for that one alone, or (topic, partition) for its leader. `attempts`
+    `target` is None for any server. `attempts`
     bounds how often it is tried; None is until the deadline. `timeout` is how many seconds a server has each time.
     """
 
     def __init__(
         self,
         message: messages.Request,
-        target: Address | tuple[str, int] | None = None,
+        target: Target | None = None,
         *,
         attempts: int | None = None,
         timeout: float = ATTEMPT,
@@ -58,6 +71,7 @@ class AdminCore:
     def __init__(self, exchange: Exchange, cluster: Cluster, random: Callable[[], float]) -> None:
         self.exchange = exchange
         self.tasks: dict[Task, None] = {}
+        self._coordinators: dict[str, Coordinator] = {}
         self._cluster = cluster
         self._random = random
 
@@ -68,15 +82,20 @@ class AdminCore:
         self.tasks[task] = None
         if isinstance(task.target, tuple) and not isinstance(task.target, Address):
             self._cluster.want(task.target[0], now)
+        if isinstance(task.target, OfGroup) and task.target.group not in self._coordinators:
+            self._coordinators[task.target.group] = Coordinator(
+                task.target.group, self.exchange, self._cluster, self._random
+            )
 
     def step(self, now: float) -> float | None:
         """Does all that is due; answers when it wants to be called again."""
-        wanted: float | None = None
-        for task in list(self.tasks):
-            due = self._advance(task, now)
-            if due is not None and (wanted is None or due < wanted):
-                wanted = due
-        return wanted
+        wanted: list[float | None] = []
+        groups = {task.target.group for task in self.tasks if isinstance(task.target, OfGroup)}
+        for group in [one for one in self._coordinators if one not in groups]:
+            self._coordinators.pop(group).stop()
+        wanted += [coordinator.step(now) for coordinator in self._coordinators.values()]
+        wanted += [self._advance(task, now) for task in list(self.tasks)]
+        return min((due for due in wanted if due is not None), default=None)
 
     def fail_all(self, error: ZBrokerError) -> None:
         """The client closes."""
@@ -134,9 +153,14 @@ class AdminCore:
             return self._cluster.is_news(outcome)
         return not isinstance(outcome, ZBrokerError) or not outcome.retriable
 
-    def _address(self, task: Task, target: Address | tuple[str, int], now: float) -> Address | None:
+    def _address(self, task: Task, target: Target, now: float) -> Address | None:
         if isinstance(target, Address):
             return target
+        if isinstance(target, OfGroup):
+            coordinator = self._coordinators[target.group]
+            if coordinator.refused is not None:
+                self._finish(task, coordinator.refused)
+            return coordinator.address
         topic, partition = target
         error = self._cluster.missing.get(topic)
         if error is not None:
@@ -156,8 +180,12 @@ class AdminCore:
         if task.call is not call:
             return
         task.call = None
-        if isinstance(outcome, NotLeader) and not isinstance(task.target, Address) and task.target:
-            self._cluster.on_not_leader(*task.target, outcome.details, now)
+        target = task.target
+        if isinstance(target, OfGroup):
+            if isinstance(outcome, ZBrokerError) and outcome.retriable:
+                self._coordinators[target.group].lost(call.address, outcome, now)
+        elif isinstance(outcome, NotLeader) and target and not isinstance(target, Address):
+            self._cluster.on_not_leader(*target, outcome.details, now)
         self._ended(task, outcome, now)
 
     def _inquired(self, task: Task, address: Address, outcome: Outcome, now: float) -> None:

@@ -13,8 +13,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from zbroker.client import flows
-from zbroker.client.admin import AdminBase, given, moment, names_of
+from zbroker.client import flows, groupflows
+from zbroker.client.admin import AdminBase, given, moment, names_of, places_of, target
 from zbroker.client.bridge import Bridge
 from zbroker.client.bulk import Bulk
 from zbroker.client.delivery import Batch, Delivery, DeliveryGroup, OnDelivery, copied
@@ -22,7 +22,14 @@ from zbroker.client.exchange import Outcome
 from zbroker.client.flows import Flow, Result, VoterAction
 from zbroker.client.guard import check_timeout, ran_out
 from zbroker.client.producer import Producer
-from zbroker.client.records import ClusterDescription, RecordMetadata, TopicDescription
+from zbroker.client.records import (
+    ClusterDescription,
+    GroupDescription,
+    GroupSummary,
+    OffsetChange,
+    RecordMetadata,
+    TopicDescription,
+)
 from zbroker.errors import BufferFull, ZBrokerError
 
 
@@ -235,14 +242,28 @@ class AsyncAdmin(AdminBase):
         numbers = None if partitions is None else list(partitions)
         return await self._run(flows.offsets(topic, moment(at), numbers))
 
-    async def groups(self) -> list[Any]:
-        """Consumer groups come later."""
-        flows.no_groups()
+    async def groups(self) -> list[GroupSummary]:
+        """As `Admin.groups`."""
+        return await self._run(groupflows.groups())
 
-    async def describe_group(self, name: str) -> Any:
-        """Consumer groups come later."""
-        del name
-        flows.no_groups()
+    async def describe_group(self, name: str) -> GroupDescription:
+        """As `Admin.describe_group`."""
+        return await self._run(groupflows.describe_group(name))
+
+    async def reset_group(
+        self, name: str, to: Any, topics: Any = None, *, dry_run: bool = False
+    ) -> list[OffsetChange]:
+        """As `Admin.reset_group`."""
+        flow = groupflows.reset_group(name, target(to), places_of(topics), dry_run)
+        return await self._run(flow)
+
+    async def delete_offsets(self, name: str, topics: Any) -> list[OffsetChange]:
+        """As `Admin.delete_offsets`."""
+        return await self._run(groupflows.delete_offsets(name, places_of(topics)))
+
+    async def delete_group(self, name: str) -> None:
+        """As `Admin.delete_group`."""
+        await self._run(groupflows.delete_group(name))
 
     async def _run(self, flow: Flow[Result]) -> Result:
         self._check_open()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Generator, Iterator
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from zbroker.client.administering import Task
 from zbroker.client.exchange import Outcome
@@ -283,11 +283,6 @@ def offsets(topic: str, at: At, partitions: list[int] | None) -> Flow[dict[int, 
         number: good(outcome, messages.OffsetsReply).offset
         for number, outcome in zip(numbers, outcomes, strict=True)
     }
-
-
-def no_groups() -> NoReturn:
-    """Consumer groups come later."""
-    raise InvalidRequest("consumer groups are not there yet")
 
 
 def described(topic: messages.Topic, stats: dict[int, messages.PartitionStats]) -> TopicDescription:

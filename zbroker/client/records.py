@@ -155,3 +155,84 @@ class TopicDescription(msgspec.Struct, frozen=True):
     id: str
     settings: dict[str, str | int]
     partitions: tuple[PartitionDescription, ...]
+
+
+class GroupSummary(msgspec.Struct, frozen=True):
+    """A consumer group in a list."""
+
+    name: str
+    state: str
+    """`"empty"` (no members), `"stable"` (all have what they are to have) or `"assigning"` (partitions move)."""
+    members: int
+
+
+class MemberDescription(msgspec.Struct, frozen=True):
+    """A member of a group."""
+
+    id: str
+    instance: str | None
+    """A static member's name."""
+    client: str
+    """Its `client_id`."""
+    epoch: int
+    state: str
+    """`"stable"`, `"releasing"` (it is to give some up), `"waiting"` (others are to), or `"away"` (a static member
+    between two starts)."""
+    topics: tuple[str, ...]
+    """Names and patterns that it subscribes to."""
+    assignment: tuple[TopicPartition, ...]
+    """What it may read now."""
+    target: tuple[TopicPartition, ...]
+    """What it is to have in the end."""
+    heard: float
+    """Seconds since its last heartbeat."""
+
+
+class GroupOffset(msgspec.Struct, frozen=True):
+    """Where a group is in a partition."""
+
+    topic: str
+    partition: int
+    offset: int | None
+    """The first offset that is not done yet; None where none is committed."""
+    high_watermark: int | None
+    """First offset that is not committed yet by producers; None where the leader did not answer."""
+    lag: int | None
+    """Offsets that the group has before it; None where that is not known."""
+    member: str | None = None
+    """The id of the member that reads it."""
+    time: int | None = None
+    """When it was committed."""
+    note: str = ""
+
+
+class GroupDescription(msgspec.Struct, frozen=True):
+    """A consumer group as `Admin.describe_group` found it."""
+
+    name: str
+    coordinator: str
+    """The node that coordinates it."""
+    state: str
+    """As in `GroupSummary`."""
+    epoch: int
+    """Grows with each change of members, subscriptions or topics."""
+    assignor: str
+    rebalances: int
+    """How often partitions were assigned anew since the coordinator took over."""
+    members: tuple[MemberDescription, ...]
+    offsets: tuple[GroupOffset, ...]
+    """By topic and partition: what is committed, and what members read without a commit so far."""
+
+    @property
+    def lag(self) -> int:
+        """Of all partitions of which it is known."""
+        return sum(one.lag or 0 for one in self.offsets)
+
+
+class OffsetChange(msgspec.Struct, frozen=True):
+    """What a reset does to a group's offset in a partition; None where none is committed."""
+
+    topic: str
+    partition: int
+    before: int | None
+    after: int | None
