@@ -174,8 +174,7 @@ def _committed_without_members(name: str, *, missing_ok: bool) -> Flow[dict[Topi
             sorted({member.instance or member.client or member.member for member in reply.members})
         )
         raise GroupNotEmpty(
-            f"group {name!r} has {len(reply.members)} member{'s' * (len(reply.members) > 1)} ({who}), which would not notice: "
-            "stop them first",
+            f"group {name!r} has members ({who}), which would not notice: stop them first",
             members=len(reply.members),
         )
     return {
