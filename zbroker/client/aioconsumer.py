@@ -18,8 +18,12 @@ from zbroker.client.bridge import Bridge
 from zbroker.client.custody import Custody, Flow
 from zbroker.client.delivery import copied
 from zbroker.client.guard import check_timeout, option
-from zbroker.client.handing import CLOSE_TIMEOUT, MAX_RECORDS, ConsumerBase, committed_offsets
-from zbroker.errors import ClientClosed, ZBrokerError
+from zbroker.client.handing import CLOSE_TIMEOUT, MAX_RECORDS, ConsumerBase
+from zbroker.client.partaking import committed_offsets
+from zbroker.errors import ClientClosed
+
+CHECK_EVERY = 0.25
+"""Seconds after which it is looked whether the client's thread, which owes an answer, still runs."""
 
 
 class AsyncConsumer(ConsumerBase):
@@ -123,20 +127,16 @@ class AsyncConsumer(ConsumerBase):
         check_timeout(timeout)
         if self._custody is not None and self._custody.error is not None:
             await self._hear()
-        answer: list[ZBrokerError | None] = []
-        future, complete = self._bridge.future()
-
-        def done(error: ZBrokerError | None) -> None:
-            answer.append(error)
-            complete()
-
-        self._commit(offsets, timeout, done)
-        await future
-        if answer[0] is not None:
-            raise copied(answer[0])
+        error = await self._answer(lambda done: self._commit(offsets, timeout, done))
+        if error is not None:
+            raise copied(error)
 
     async def committed(self) -> dict[tuple[str, int], int]:
         """As `Consumer.committed`."""
+        return committed_offsets(await self._answer(self._ask_committed))
+
+    async def _answer(self, ask: Callable[[Callable[[Any], None]], None]) -> Any:
+        """What the client's thread answers, which it does in time for as long as it runs."""
         answer: list[Any] = []
         future, complete = self._bridge.future()
 
@@ -144,9 +144,12 @@ class AsyncConsumer(ConsumerBase):
             answer.append(outcome)
             complete()
 
-        self._ask_committed(done)
-        await future
-        return committed_offsets(answer[0])
+        ask(done)
+        while not answer:
+            await asyncio.wait([future], timeout=CHECK_EVERY)
+            if not answer:
+                self._check_running()
+        return answer[0]
 
     async def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """As `Consumer.close`; counts as a call in the task that made the last one."""

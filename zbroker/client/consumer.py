@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 from zbroker.client.custody import Custody, Flow
 from zbroker.client.delivery import copied
 from zbroker.client.guard import check_timeout, option, wait_event
-from zbroker.client.handing import CLOSE_TIMEOUT, MAX_RECORDS, ConsumerBase, committed_offsets
+from zbroker.client.handing import CLOSE_TIMEOUT, MAX_RECORDS, ConsumerBase
+from zbroker.client.partaking import committed_offsets
 from zbroker.client.records import Record
-from zbroker.errors import ClientClosed, InvalidRequest, WaitTimedOut
+from zbroker.errors import ClientClosed, InvalidRequest
 
 
 class Consumer(ConsumerBase):
@@ -203,7 +204,7 @@ class Consumer(ConsumerBase):
             self._hear()
         answer = _Answer()
         self._commit(offsets, timeout, answer.set)
-        error = answer.wait(self._request_timeout if timeout is None else timeout)
+        error = answer.wait(self._check_running)
         if error is not None:
             raise copied(error)
 
@@ -211,7 +212,7 @@ class Consumer(ConsumerBase):
         """What the group has committed, whoever did: `{(topic, partition): offset}`."""
         answer = _Answer()
         self._ask_committed(answer.set)
-        return committed_offsets(answer.wait(self._request_timeout))
+        return committed_offsets(answer.wait(self._check_running))
 
     # Ends ---
 
@@ -267,12 +268,12 @@ class _Answer:
         self._value = value
         self._event.set()
 
-    def wait(self, timeout: float) -> Any:
-        """The answer; the client's thread gives it in time."""
-        if not wait_event(self._event, timeout + PATIENCE):
-            raise WaitTimedOut("the client's thread did not answer")
+    def wait(self, check: Callable[[], None]) -> Any:
+        """The answer, which comes in time for as long as the thread runs; `check` raises when it does not."""
+        while not wait_event(self._event, CHECK_EVERY):
+            check()
         return self._value
 
 
-PATIENCE = 2.0
-"""Seconds beyond the timeout after which an answer that the client's thread owes is given up."""
+CHECK_EVERY = 0.25
+"""Seconds after which it is looked whether the client's thread, which owes an answer, still runs."""

@@ -16,7 +16,6 @@ in a group      what `open` names, until `close`                           where
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from zbroker.client.buffer import Buffer, ConsumerSettings, Ready, Shared, Start
@@ -28,8 +27,6 @@ from zbroker.client.records import TopicPartition
 from zbroker.errors import UnknownPartition, ZBrokerError
 from zbroker.protocol import messages
 from zbroker.units import Address
-
-logger = logging.getLogger("zbroker.client")
 
 
 class ConsumerCore:

@@ -27,13 +27,10 @@ subscription ended; it is fetched later.
 from __future__ import annotations
 
 import logging
-from typing import Literal
 
-from zbroker.client.buffer import Ready, Shared, Start
-from zbroker.client.exchange import Body, Call, Outcome, Retries, Subscription, moving
+from zbroker.client.exchange import Body, Call, Outcome, moving
 from zbroker.client.metadata import Leader
-from zbroker.client.records import TopicPartition
-from zbroker.client.splice import Piece, Splice
+from zbroker.client.placing import Placed
 from zbroker.errors import (
     CorruptBatch,
     DataDamaged,
@@ -41,11 +38,9 @@ from zbroker.errors import (
     NotLeader,
     OffsetOutOfRange,
     StaleEpoch,
-    TopicChanged,
     ZBrokerError,
 )
 from zbroker.protocol import messages
-from zbroker.protocol.frames import subject
 from zbroker.units import Address
 
 logger = logging.getLogger("zbroker.client")
@@ -59,139 +54,10 @@ CORRUPT_PATIENCE = 3
 """Times that a corrupt chunk is fetched again before the application is told."""
 
 
-class Reader:
+class Reader(Placed):
     """One partition being read."""
 
-    __slots__ = (
-        "_shared", "call", "corrupt", "emitted", "end", "epoch", "generation", "heard_at", "last_error", "leader",
-        "moved", "place", "resume", "retries", "retry_at", "rewound", "said", "splice", "start", "state", "subscribed",
-        "topic_id",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        shared: Shared,
-        place: TopicPartition,
-        topic_id: str,
-        start: Start,
-        *,
-        epoch: int = -1,
-        generation: int = 0,
-    ) -> None:
-        self._shared = shared
-        self.place = place
-        self.topic_id = topic_id
-        self.start: Start = start
-        self.epoch = epoch
-        """Leader epoch of the record before `start`, where that is an offset and its epoch is known."""
-        self.state: Literal["starting", "fetching", "live", "stopped"] = "starting"
-        self.splice = Splice(0)
-        self.generation = generation
-        """How often the application has set the position: what was on its way before is dropped."""
-        self.end: int | None = None
-        """Where to stop, with `until_end`."""
-        self.call: Call | None = None
-        self.leader: Leader | None = None
-        """Whom the request under way went to."""
-        self.subscribed: Address | None = None
-        self.heard_at: float | None = None
-        self.retry_at = 0.0
-        self.retries = Retries(shared.random)
-        self.said = -1
-        """What the leader had announced when it last said to try again."""
-        self.last_error: ZBrokerError | None = None
-        """Why the last request is to be repeated."""
-        self.corrupt = 0
-        self.rewound: int | None = None
-        """The position before the log was found to be another one; the application is to be told."""
-        self.emitted = -1
-        """The position that the application will know of once it has taken what is ready."""
-        self.resume: Literal["starting", "fetching"] | None = None
-        """How a stopped reader goes on at the application's next call."""
-        self.moved = False
-        """Whether this start is the application's own (seek), after which out of range is always an error."""
-
-    # What the core tells it ---
-
-    def seek(self, start: Start, epoch: int, generation: int) -> None:
-        """The application set a position."""
-        self._drop_call()
-        self.generation = generation
-        self.start = start
-        self.epoch = -1
-        self.moved = True
-        self.resume = None
-        self.retry_at = 0.0
-        self.corrupt = 0
-        if isinstance(start, int):
-            self._place(start, epoch)
-            if self._shared.settings.until_end and self.end is None:
-                self.state = "starting"
-        else:
-            self.state = "starting"
-
-    def pause(self, generation: int) -> None:
-        """Nothing more until it is sought."""
-        self.close()
-        self.generation = generation
-        self.state = "stopped"
-        self.resume = None
-
-    def close(self) -> None:
-        """Nothing more at all."""
-        self._drop_call()
-        self._unsubscribe()
-
-    def suspend(self) -> None:
-        """The topic is not there: nothing until the application's next call."""
-        self.close()
-        if self.state != "stopped":
-            self.resume = "starting" if self.state == "starting" else "fetching"
-        self.state = "stopped"
-
-    def go_on(self) -> None:
-        """The application was told of an error and calls again."""
-        if self.resume is not None:
-            self.state, self.resume = self.resume, None
-
-    def made_again(self, topic_id: str) -> None:
-        """The topic is another one under the same name; its records are read from the first on."""
-        self.close()
-        self.topic_id = topic_id
-        self.splice = Splice(0)
-        self.rewound = None
-        self.start = "earliest"
-        self.state = "starting"
-        self.emitted = -1
-        topic = self.place.topic
-        self._stop_with(TopicChanged(
-            f"topic {topic!r} was deleted and made again; the next call reads the new one from its start",
-            topic=topic, partition=self.place.partition,
-        ))  # fmt: skip
-
-    def on_push(
-        self, push: messages.Push, body: Body, now: float, sender: Address | None = None
-    ) -> None:
-        """A batch or a beacon of the partition, from whoever published it."""
-        splice = self.splice
-        if self.state in ("starting", "stopped") or splice.is_stale(push.epoch):
-            return
-        if sender is None or sender == self.subscribed:
-            self.heard_at = now
-        if body is None:
-            splice.on_beacon(push)
-        elif self._shared.buffer.full() or (self.end is not None and splice.position >= self.end):
-            splice.on_beacon(push)
-            self._lag_behind()
-        else:
-            try:
-                self._hand_over(splice.on_push(push, body))
-            except ZBrokerError as error:
-                logger.warning(
-                    "a pushed batch of %s is no good and will be fetched: %s", self.place, error
-                )
-        if self.state == "fetching" and self.heard_at is not None:
-            self._go_live()
+    __slots__ = ()
 
     def advance(self, now: float) -> float | None:
         """Does what is due; answers when it wants to be called again, though nothing arrives."""
@@ -224,6 +90,30 @@ class Reader:
             return None
         self._fetch(leader.address, now)
         return None
+
+    def on_push(
+        self, push: messages.Push, body: Body, now: float, sender: Address | None = None
+    ) -> None:
+        """A batch or a beacon of the partition, from whoever published it."""
+        splice = self.splice
+        if self.state in ("starting", "stopped") or splice.is_stale(push.epoch):
+            return
+        if sender is None or sender == self.subscribed:
+            self.heard_at = now
+        if body is None:
+            splice.on_beacon(push)
+        elif self._shared.buffer.full() or (self.end is not None and splice.position >= self.end):
+            splice.on_beacon(push)
+            self._lag_behind()
+        else:
+            try:
+                self._hand_over(splice.on_push(push, body))
+            except ZBrokerError as error:
+                logger.warning(
+                    "a pushed batch of %s is no good and will be fetched: %s", self.place, error
+                )
+        if self.state == "fetching" and self.heard_at is not None:
+            self._go_live()
 
     def _leader_changed(self, leader: Leader) -> None:
         """Whoever leads now is asked at once."""
@@ -288,20 +178,6 @@ class Reader:
         if not isinstance(self.start, int) or self.start <= outcome.high_watermark:
             self._check_end()  # else a fetch is to say what is wrong with the offset
 
-    def _emit(self, position: int) -> None:
-        """Tells the application of a position that moved without a record."""
-        self.emitted = position
-        self._shared.buffer.ready.append(Ready(self.place, self.generation, position))
-
-    def _place(self, position: int, epoch: int) -> None:
-        before = self.splice
-        self.splice = Splice(position, epoch)
-        self.splice.on_ends(before.leader_epoch, before.head, before.log_start)
-        self.rewound = None
-        self.start = position
-        self.state = "fetching"
-        self.emitted = position
-
     def _fetch(self, address: Address, now: float) -> None:
         splice = self.splice
         if not splice.behind and self.subscribed is None:
@@ -351,36 +227,10 @@ class Reader:
         if self.heard_at is not None:
             self._go_live()
 
-    def _go_live(self) -> None:
-        splice = self.splice
-        if self.subscribed is not None and splice.trusted and not splice.behind:
-            self.state = "live"
-
-    def _hand_over(self, pieces: list[Piece]) -> None:
-        end = self.end
-        for piece in pieces:
-            if end is not None and piece.first >= end:
-                break
-            header = piece.header
-            if header.is_control:
-                continue
-            self.emitted = header.next_offset if end is None else min(header.next_offset, end)
-            self._shared.buffer.bytes_in += header.size
-            self._shared.buffer.ready.append(
-                Ready(self.place, self.generation, self.emitted, piece)
-            )
-        position = self.splice.position if end is None else min(self.splice.position, end)
-        if position > self.emitted:
-            self._emit(position)
-        if end is not None:
-            self._check_end()
-
-    def _check_end(self) -> None:
-        if self.end is not None and self.splice.position >= self.end:
-            self._drop_call()
-            self._unsubscribe()
-            self.state = "stopped"
-            self._shared.at_end()
+    def _answered(self) -> None:
+        if self.last_error is not None:
+            self.last_error = None
+            self.retries.reset()
 
     # When something is wrong ---
 
@@ -412,11 +262,6 @@ class Reader:
                 self._shared.cluster.chase(now)
         else:
             self._stop_with(error)
-
-    def _answered(self) -> None:
-        if self.last_error is not None:
-            self.last_error = None
-            self.retries.reset()
 
     def _out_of_range(self, error: OffsetOutOfRange) -> None:
         policy = self._shared.settings.on_out_of_range
@@ -474,46 +319,3 @@ class Reader:
             str(error), topic=self.place.topic, partition=self.place.partition,
             first=first, next=error.details.get("next", first + 1),
         ))  # fmt: skip
-
-    def _stop_with(self, error: ZBrokerError) -> None:
-        """The application is told, after all that came before; its next call goes on."""
-        error.details.setdefault("topic", self.place.topic)
-        error.details.setdefault("partition", self.place.partition)
-        self._unsubscribe()
-        self.resume = "starting" if self.state == "starting" else "fetching"
-        self.state = "stopped"
-        self._shared.buffer.ready.append(
-            Ready(self.place, self.generation, self.splice.position, error=error)
-        )
-
-    # Subscriptions ---
-
-    def _subscribe(self, address: Address) -> None:
-        self.subscribed = address
-        self.heard_at = None
-        self._shared.exchange.effects.append(
-            Subscription(address, subject(self.place.topic, self.place.partition), "add")
-        )
-
-    def _unsubscribe(self) -> None:
-        if self.subscribed is not None:
-            self._shared.exchange.effects.append(
-                Subscription(
-                    self.subscribed, subject(self.place.topic, self.place.partition), "drop"
-                )
-            )
-        self.subscribed = None
-        self.heard_at = None
-        self.splice.drop_held()
-        if self.state == "live":
-            self.state = "fetching"
-
-    def _lag_behind(self) -> None:
-        """The application is slower than the pushes: they would only be dropped."""
-        self._unsubscribe()
-        self._shared.buffer.stalled = True
-
-    def _drop_call(self) -> None:
-        if self.call is not None:
-            self._shared.exchange.abandon(self.call)
-            self.call = None
