@@ -17,6 +17,7 @@ from zbroker.cli.common import (
     Parsed,
     Topic,
     client_options,
+    complain,
     epilog,
     json_option,
     note,
@@ -82,34 +83,59 @@ def list_groups(as_json: bool, servers: str, timeout: float) -> None:
     epilog=epilog(
         "zbroker group describe invoices",
         "zbroker group describe invoices --watch",
-        "zbroker group describe invoices --json",
+        "zbroker group describe invoices --watch 10 --json",
     )
 )
 @click.argument("name", metavar="GROUP", type=GroupName())
-@click.option("--watch", is_flag=True, help="Go on looking until Ctrl-C.")
+@click.option(
+    "--watch",
+    metavar="[SECONDS]",
+    is_flag=False,
+    flag_value="2",
+    type=Parsed("seconds", words.parse_seconds),
+    help="Show it anew every so often (2 s), until Ctrl-C.",
+)
 @json_option
 @client_options
-def describe(name: str, watch: bool, as_json: bool, servers: str, timeout: float) -> None:
+def describe(name: str, watch: float | None, as_json: bool, servers: str, timeout: float) -> None:
     """Show a group's members and, of each partition, who reads it, how far, how fast, and when it will be up to date.
 
-    Rates are of what the group has committed between two looks, 2 seconds apart. JSON is one look, without rates.
+    Rates are of what the group has committed between two looks, 2 seconds apart. JSON is without rates, and one look.
     """
-    if watch and as_json:
-        raise click.UsageError("--watch and --json do not go together")
     with _admin(servers, timeout) as admin:
         before = found = admin.describe_group(name)
-        if as_json:
+        if watch is not None:
+            _watch(admin, found, watch, as_json)
+        elif as_json:
             say_json(found)
-            return
-        while watch or (found is before and found.members and found.lag):
-            time.sleep(SAMPLE_S)
-            before, found = found, admin.describe_group(name)
-            if watch:
-                if on_terminal():
-                    click.clear()
-                _show(found, paces(before, found))
-                click.echo()
-    _show(found, paces(before, found))
+        else:
+            if found.members and found.lag:
+                time.sleep(SAMPLE_S)
+                found = admin.describe_group(name)
+            _show(found, paces(before, found))
+
+
+def _watch(admin: Admin, found: GroupDescription, pause: float, as_json: bool) -> None:
+    """Shows the group again and again; where no coordinator answers for a while, says so and goes on."""
+    import msgspec
+
+    from zbroker.cli.failures import sentence
+    from zbroker.errors import ZBrokerError
+
+    before = found
+    while True:
+        if as_json:
+            click.echo(msgspec.json.encode(found).decode())
+        else:
+            if on_terminal():
+                click.clear()
+            _show(found, paces(before, found))
+            click.echo()
+        time.sleep(pause)
+        try:
+            before, found = found, admin.describe_group(found.name)
+        except ZBrokerError as error:
+            complain(sentence(error), kind="warning")
 
 
 def _show(found: GroupDescription, pace: dict[tuple[str, int], Pace]) -> None:

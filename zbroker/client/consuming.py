@@ -113,6 +113,8 @@ class ConsumerCore:
         reader = Reader(self._shared, place, topic_id, start, epoch=epoch, generation=generation)
         self.readers[place] = reader
         self._by_id[(topic_id, place.partition)] = reader
+        if isinstance(start, int):  # it is known where the partition is before there is a record
+            self.ready.append(Ready(place, generation, start))
         self._apply_sought(reader)
         self.ended = False
 
