@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakebroker import FakeBroker
@@ -240,6 +243,47 @@ def test_values_keys_and_headers_of_every_kind(topic: NodeProcess) -> None:
     assert (second.key, second.value) == (b"", None)
     assert second.headers == (("a", None), ("a", b"2"))
     assert (third.key, third.value, third.timestamp) == (None, b"", 5)
+
+
+@pytest.mark.parametrize(
+    "kinds", [("plain",), ("plain", "varied"), ("keyed",), ("plain", "keyed", "rare", "listed")]
+)
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_thousands_of_records_of_several_kinds(
+    topic: NodeProcess, kinds: tuple[str, ...], compression: Any
+) -> None:
+    rng = random.Random(1)
+    expected, deliveries = [], []
+    began = int(time.time() * 1000)
+    with Producer(topic.servers, batch_bytes=20_000, compression=compression) as producer:
+        for number in range(5000):
+            kind, value = rng.choice(kinds), b"%06d" % number
+            key, headers = None, ()
+            if kind == "plain":
+                deliveries.append(producer.send("sales", value))
+            elif kind == "varied":
+                value = value.ljust(rng.randint(6, 300), b".")
+                deliveries.append(producer.send("sales", value))
+            elif kind == "keyed":
+                key = b"%d" % rng.randrange(50)
+                deliveries.append(producer.send("sales", value, key=key))
+            elif kind == "rare":
+                headers = (("h", value),)
+                deliveries.append(producer.send("sales", value, headers=headers))
+            else:
+                producer.send_many("sales", [value])
+            expected.append((value, key, headers))
+    ended = int(time.time() * 1000)
+    found = read_all(topic.servers)
+    assert sorted(((one.value, one.key, one.headers) for one in found), key=str) == sorted(
+        expected, key=str
+    )
+    assert all(began <= one.timestamp <= ended for one in found)
+    places = {(one.partition, one.offset): one for one in found}
+    for delivery in deliveries:
+        metadata = delivery.result(0)
+        assert places[metadata.partition, metadata.offset].timestamp == metadata.timestamp
+    assert len({(d.result(0).partition, d.result(0).offset) for d in deliveries}) == len(deliveries)
 
 
 @pytest.mark.parametrize("form", ["msgpack", "json"])

@@ -28,9 +28,6 @@ from zbroker.client.partitioner import crc32
 from zbroker.client.records import Headers
 from zbroker.errors import BufferFull, ClientClosed, MessageTooLarge, UnknownPartition, ZBrokerError
 
-PAYLOAD_OVERHEAD = 128
-"""Bytes of a batch's header and of the array around its records, rounded up."""
-
 UNASSIGNED = -1
 REFRESH = 0.005
 """Seconds after which the pen of a batch that stays open is told to look at the clock, once it does so seldom."""
@@ -181,10 +178,11 @@ class Accumulator:
                 opened = self._open(lane, place, rows.size)
                 if opened is None:
                     return None
-                batch = opened
-            assert batch.pen is not None
+                delivery = opened.use_pen(rows)
+                self._offer(lane, place)
+                return delivery
             try:
-                return batch.pen(rows)
+                return batch.use_pen(rows)
             except (StopIteration, ValueError):
                 # It is full, its pen was interrupted, or a thread that does not run now is at work with it.
                 self._seal(batch)
@@ -227,13 +225,13 @@ class Accumulator:
             self.lanes[topic] = self.fast[topic] = lane
         return lane
 
-    def _offer(self, lane: Lane) -> None:
-        """Has records without a key go to the topic's present batch; the lock is held."""
-        pen = lane.sticky.pen
-        if self.refusal is None and pen is not None and UNLOCKED:
-            self.pens[lane.topic] = pen
-        else:
-            self.pens.pop(lane.topic, None)
+    def _offer(self, lane: Lane, place: int) -> None:
+        """Has those who need no lock use the pen of the batch at a place."""
+        pen = lane.batches[place].pen
+        if pen is not None and UNLOCKED:
+            lane.pens[place] = pen
+            if lane.sticky is lane.batches[place]:
+                self.pens[lane.topic] = pen
 
     def _place(self, lane: Lane, key: bytes | None, partition: int | None) -> int:
         if not lane.assigned:
@@ -251,7 +249,7 @@ class Accumulator:
             self._turn += 1
             lane.turn = self._turn % lane.count
             lane.sticky = lane.batches[lane.turn]
-            self._offer(lane)
+            self.pens[lane.topic] = lane.pens[lane.turn]
         return lane.turn
 
     def _open(self, lane: Lane, place: int, size: int) -> Batch | None:
@@ -275,11 +273,8 @@ class Accumulator:
         batch.charge = charge
         batch.deadline = batch.opened_at + self._delivery_timeout
         lane.batches[place] = batch
-        if batch.pen is not None and UNLOCKED:
-            lane.pens[place] = batch.pen
         if place == lane.turn or not lane.assigned:
             lane.sticky = batch
-            self._offer(lane)
         self._opened[batch] = None
         self.unfinished[batch] = None
         self.wake(batch.opened_at + self.linger)
@@ -383,7 +378,7 @@ class Accumulator:
             self.lanes[topic] = lane
             if self.refusal is None:
                 self.fast[topic] = lane
-            self._offer(lane)
+                self.pens[topic] = lane.pens[lane.turn]
             return waiting
 
     def unassign(self, topic: str) -> None:

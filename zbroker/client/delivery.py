@@ -179,6 +179,13 @@ class Batch:
         self.tick = 0.0
         self.marks.append((index, timestamp - self.base_ms))
 
+    def use_pen(self, records: Any) -> Delivery:
+        """Puts records in that were checked; the lock is held, and it is open. Raises as pens do."""
+        assert self.pen is not None
+        delivery = self.pen(records)
+        assert delivery is not None
+        return delivery
+
     def seal(self) -> None:
         """Fixes what it holds; the lock is held. A pen that is at work finds out by itself."""
         self.closed = True
