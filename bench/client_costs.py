@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,11 @@ from zbroker.client.accumulator import Accumulator
 from zbroker.client.buffer import Ready
 from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
+from zbroker.client.producing import WINDOW
 from zbroker.client.records import TopicPartition
 from zbroker.client.splice import Piece
-from zbroker.protocol.batch import encode_batch, read_header, stamp
+from zbroker.protocol.batch import encode_batch, finish_batch, read_header, stamp
+from zbroker.protocol.columns import encode_columns
 
 RECORDS = 20_000
 
@@ -57,6 +60,7 @@ def main() -> None:
     producer, accumulator = a_producer()
     value = bytes(args.size)
     values = [value] * RECORDS
+    lengths = [value[n % 8 :] for n in range(RECORDS)]
     keys = [b"key-%d" % (n % 1000) for n in range(RECORDS)]
 
     def show(name: str, work: Callable[[], Any]) -> None:
@@ -72,24 +76,42 @@ def main() -> None:
         for _ in range(RECORDS):
             one("t", value)
 
+    def send_several_lengths() -> None:
+        one = producer.send
+        for various in lengths:
+            one("t", various)
+
     def send_keyed() -> None:
         one = producer.send
         for key in keys:
             one("t", value, key=key)
 
     show("send", send)
+    show("send, several lengths", send_several_lengths)
     show("send, with a key", send_keyed)
     show("send_many", lambda: producer.send_many("t", values))
     show("send_many, with keys", lambda: producer.send_many("t", values, keys))
 
+    def encode(**columns: Any) -> Callable[[], Any]:
+        runs = [(200 * delta, delta) for delta in range(5)]
+        column = {"values": [value] * 1000, "keys": None, "headers": None, **columns}
+        return lambda: deque(
+            (
+                finish_batch(
+                    encode_columns(**column, runs=runs, size_hint=1000 * (args.size + 16)),
+                    1000, base_timestamp=0, max_timestamp=4,
+                )
+                for _ in range(RECORDS // 1000)
+            ),
+            WINDOW,
+        )  # fmt: skip
+
+    show("encode", encode(same_length=True))
+    show("encode, several lengths", encode(values=[value[n % 8 :] for n in range(1000)]))
+    show("encode, with keys", encode(keys=keys[:1000]))
+
     rows = [(n % 5, None, value, ()) for n in range(1000)]
     batch = encode_batch(rows, base_timestamp=0, max_timestamp=4)
-    show(
-        "encode",
-        lambda: [
-            encode_batch(rows, base_timestamp=0, max_timestamp=4) for _ in range(RECORDS // 1000)
-        ],
-    )
     stamp(batch, base_offset=0, append_time=0, leader_epoch=0)
     consumer = Consumer("localhost:5550", "t")
     place = TopicPartition("t", 0)
