@@ -7,7 +7,7 @@ import random
 import pytest
 
 from zbroker.cluster.ballot import NAME, Ballot, LoadBallot, SaveBallot
-from zbroker.cluster.election import Election, ElectionSettings
+from zbroker.cluster.election import EPOCH_FAR, EPOCHS_AHEAD_MAX, Election, ElectionSettings
 from zbroker.errors import DataFolderError
 from zbroker.protocol.peers import Vote, VoteRequest
 from zbroker.testing.disk import SimulatedDisk
@@ -306,3 +306,33 @@ def test_a_ballot_that_found_no_room_is_saved_later() -> None:
     assert around.saving == [Ballot(3)]
     around.saved()
     assert election.on_leader("b", 3, 3)
+
+
+# Epochs that nobody can have reached ---
+
+ABSURD = 2**31 - 1
+
+
+@pytest.mark.parametrize("own", [4, EPOCH_FAR - 1, EPOCH_FAR + 7])
+def test_an_absurd_epoch_is_ignored_whoever_names_it(own: int) -> None:
+    """It would be the last: nobody could stand any more."""
+    election, around = voter(Ballot(own))
+    election.on_vote_request("b", ask(ABSURD), 1)
+    election.on_vote_request("b", ask(ABSURD, pre=True), 1)
+    election.on_vote("b", Vote(epoch=ABSURD), 1)
+    election.on_newer_epoch(ABSURD, 1)
+    assert not election.on_leader("b", ABSURD, 1)
+    assert election.epoch == own
+    assert not around.saving
+    assert not around.said()
+    election.on_vote_request("b", ask(own + 1), 1)
+    assert around.saved() == [("b", Vote(epoch=own + 1, granted=True))]
+
+
+def test_epochs_go_on_where_one_was_named_that_is_as_large_as_may_be() -> None:
+    election, around = voter(Ballot(4))
+    election.on_newer_epoch(EPOCH_FAR, 1)
+    around.saved()
+    assert election.epoch == EPOCH_FAR
+    election.on_vote_request("b", ask(EPOCH_FAR + EPOCHS_AHEAD_MAX), 1)
+    assert around.saved() == [("b", Vote(epoch=EPOCH_FAR + EPOCHS_AHEAD_MAX, granted=True))]

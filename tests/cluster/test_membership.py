@@ -262,13 +262,14 @@ def test_a_leadership_is_handed_over(isr: str, down: str, drained: str, then: st
 def test_a_leader_that_cannot_go_on() -> None:
     state = partition_of("abc", "a", "abc")
     (partition,) = state.topics["t"].partitions
-    assert membership.elect_anew(state, topic_id="t", number=0, epoch=0) == [], "long over"
-    assert membership.elect_anew(state, topic_id="u", number=0, epoch=1) == []
-    assert membership.elect_anew(state, topic_id="t", number=1, epoch=1) == []
-    apply(state, membership.elect_anew(state, topic_id="t", number=0, epoch=1))
+    assert membership.elect_anew(state, "a", topic_id="t", number=0, epoch=0) == [], "long over"
+    assert membership.elect_anew(state, "a", topic_id="u", number=0, epoch=1) == []
+    assert membership.elect_anew(state, "a", topic_id="t", number=1, epoch=1) == []
+    assert membership.elect_anew(state, "b", topic_id="t", number=0, epoch=1) == [], "not b's"
+    apply(state, membership.elect_anew(state, "a", topic_id="t", number=0, epoch=1))
     assert (shown(partition), partition.epoch) == (("b", "abc"), 2)
     set_isr(state, "a", "a")
-    apply(state, membership.elect_anew(state, topic_id="t", number=0, epoch=3))
+    apply(state, membership.elect_anew(state, "a", topic_id="t", number=0, epoch=3))
     assert (shown(partition), partition.epoch) == (("a", "a"), 4), "nobody else can"
 
 
@@ -462,7 +463,11 @@ class AnythingHappens(RuleBasedStateMachine):
         (topic_id, number), partition = self.pick(data)
         self.decide(
             lambda: membership.elect_anew(
-                self.state, topic_id=topic_id, number=number, epoch=partition.epoch
+                self.state,
+                partition.leader or "a",
+                topic_id=topic_id,
+                number=number,
+                epoch=partition.epoch,
             )
         )
 

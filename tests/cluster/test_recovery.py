@@ -283,7 +283,7 @@ def test_nothing_else_gives_a_partition_that_recovers_a_leader() -> None:
         register(state, node, 2)
         register(state, node, 3, clean=True)
     apply(state, membership.prefer(state))
-    apply(state, membership.elect_anew(state, topic_id="t", number=0, epoch=partition.epoch))
+    apply(state, membership.elect_anew(state, "a", topic_id="t", number=0, epoch=partition.epoch))
     apply(state, moves.finish_moves(state))
     apply(state, moves.drain_node(state, "a", undo=False))
     assert (shown(partition), partition.recovering) == ((None, "abc"), True)

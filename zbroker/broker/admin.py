@@ -6,18 +6,19 @@ Owns who waits for a decision to be carried out here. Never decides, and never o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from zbroker.broker.control import Answer
 from zbroker.broker.keeper import Keeper
 from zbroker.broker.petitions import Petitions
-from zbroker.broker.ports import Conversation, Replier
+from zbroker.broker.ports import Conversation, FreshId, Replier
 from zbroker.cluster import controller, recovery
 from zbroker.cluster.metadata import Metadata as ClusterMetadata
 from zbroker.cluster.metadata import TopicState
 from zbroker.cluster.quorum import MetadataPartition
-from zbroker.errors import UnknownTopic, ZBrokerError
+from zbroker.errors import InternalError, UnknownTopic, ZBrokerError
 from zbroker.protocol import frames as wire
 from zbroker.protocol.messages import (
     AcceptLoss,
@@ -69,6 +70,34 @@ class _Opening(msgspec.Struct):
     deadline: int
 
 
+class _Deleted(msgspec.Struct):
+    """What the controller says of a deletion."""
+
+    topic_id: str
+
+
+class _Block(msgspec.Struct):
+    """What the controller says of a grant of producer ids."""
+
+    first: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+    count: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+
+
+Result = TypeVar("Result", _Deleted, _Block)
+
+
+def _found(answer: Answer, kind: type[Result]) -> Result:
+    """The controller's result, which may be anything that a peer says.
+
+    Raises:
+        InternalError: it is not what was asked for.
+    """
+    try:
+        return msgspec.convert(answer.result, kind)
+    except msgspec.ValidationError as error:
+        raise InternalError(f"the controller's answer makes no sense: {error}") from None
+
+
 class AdminDesk:
     """Takes clients' requests about the cluster from request to reply."""
 
@@ -79,12 +108,14 @@ class AdminDesk:
         petitions: Petitions,
         keeper: Keeper,
         reply: Replier,
+        fresh_id: FreshId,
     ) -> None:
         self._node = node
         self._metadata = metadata
         self._petitions = petitions
         self._keeper = keeper
         self._reply = reply
+        self._fresh_id = fresh_id
         self._opening: list[_Opening] = []
         self._producer_ids = range(0)
 
@@ -125,6 +156,7 @@ class AdminDesk:
 
     def create_topic(self, to: Conversation, request: CreateTopic, now: int) -> None:
         """Makes a topic; answers once its partitions here take records."""
+        request.request_id = request.request_id or self._fresh_id()
         self._change(to, request, request.name, CreateTopicReply, now)
 
     def alter_topic(self, to: Conversation, request: AlterTopic, now: int) -> None:
@@ -142,9 +174,10 @@ class AdminDesk:
 
     def delete_topic(self, to: Conversation, request: DeleteTopic, now: int) -> None:
         """Deletes a topic; answers once that cannot be undone."""
+        request.request_id = request.request_id or self._fresh_id()
 
         def done(answer: Answer) -> Reply:
-            return DeleteTopicReply(id=to.id, topic_id=answer.result["topic_id"])
+            return DeleteTopicReply(id=to.id, topic_id=_found(answer, _Deleted).topic_id)
 
         self._ask(to, request, done, now)
 
@@ -177,8 +210,8 @@ class AdminDesk:
             return
 
         def granted(answer: Answer) -> Reply:
-            first, count = answer.result["first"], answer.result["count"]
-            self._producer_ids = self._producer_ids or range(first, first + count)
+            block = _found(answer, _Block)
+            self._producer_ids = self._producer_ids or range(block.first, block.first + block.count)
             return self._next_producer_id(to)
 
         self._ask(to, GrantProducerIds(), granted, now)
@@ -197,8 +230,13 @@ class AdminDesk:
         def done(answer: Answer) -> None:
             if answer.error is not None:
                 self._refuse(to, answer.error)
+                return
+            try:
+                reply = make_reply(answer)
+            except ZBrokerError as error:
+                self._refuse(to, error)
             else:
-                self._reply(to, make_reply(answer))
+                self._reply(to, reply)
 
         self._petitions.ask(request, done, now, timeout=ADMIN_MS)
 

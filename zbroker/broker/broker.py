@@ -169,7 +169,9 @@ class Broker:
             identity=lambda: self.formation.identity,
         )  # fmt: skip
         self.petitions = Petitions(settings.node, self.quorum, self.control, self.mesh)
-        self.admin = AdminDesk(settings.node, self.quorum, self.petitions, self.keeper, self.reply)
+        self.admin = AdminDesk(
+            settings.node, self.quorum, self.petitions, self.keeper, self.reply, fresh_id
+        )
         self.groups = GroupDesk(
             settings, self.quorum, self.petitions, self.keeper, transport=transport,
             reply=self.reply, uncount=self._uncount, report=report,
@@ -379,7 +381,7 @@ class Broker:
             case Gone():
                 self.control.on_gone(sender, message.nodes, now)
             case Forward():
-                self.petitions.take(sender, message, wall)
+                self.petitions.take(sender, incarnation, message, wall)
             case Decided():
                 self.petitions.on_decided(message)
         self._settle()

@@ -181,8 +181,10 @@ class ControllerDesk:
     def on_gone(self, reporter: str, nodes: Mapping[str, int], now: int) -> None:
         """A node says whose ports refuse its connects, each with the start in which it knew that node."""
         self._now = now
+        known = self._metadata.metadata.nodes
         for node, incarnation in nodes.items():
-            self._gone.setdefault(node, {})[reporter] = (incarnation, now)
+            if node in known:
+                self._gone.setdefault(node, {})[reporter] = (incarnation, now)
         self._fence_gone()
 
     def on_metadata(self, now: int, wall: int) -> None:
@@ -301,9 +303,9 @@ class ControllerDesk:
         )  # fmt: skip
         return records, {}
 
-    def _elect_anew(self, draft: Metadata, _: str, request: ElectAnew) -> Decision:
+    def _elect_anew(self, draft: Metadata, node: str, request: ElectAnew) -> Decision:
         records = membership.elect_anew(
-            draft, topic_id=request.topic_id, number=request.partition, epoch=request.epoch
+            draft, node, topic_id=request.topic_id, number=request.partition, epoch=request.epoch
         )
         return records, {}
 
@@ -355,8 +357,9 @@ class ControllerDesk:
         records = controller.delete_topic(
             draft, name=request.name, topic_id=request.topic_id, request_id=request.request_id
         )
-        topic_id = draft.ids[request.name] if records else draft.deletions[request.request_id]
-        return records, {"topic_id": topic_id}
+        if records:
+            return records, {"topic_id": records[0].topic_id}
+        return records, {"topic_id": draft.deletions[request.request_id]}
 
     def _move_partitions(self, draft: Metadata, _: str, request: MovePartitions) -> Decision:
         records = moves.move_partitions(

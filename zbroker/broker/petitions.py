@@ -12,7 +12,11 @@ asked    any other answer                         answered waits for the metadat
 asked    another controller, or `AGAIN_MS` passed asked    asked again
 asked    its time is up                           done     told that the outcome is unknown
 answered the metadata are applied so far          done     told the result, or the refusal
+answered they are not after `FORGET_MS`           asked    asked again: no controller can have meant that answer
 ======== ======================================== ======== ========================================================
+
+On the other side, a request that another node's start repeats is decided once: it is answered again as it was, or once
+its decision is committed. An answer never goes to another start than the one that asked, for each counts from one.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ from zbroker.errors import NotReady, ZBrokerError, from_wire
 from zbroker.protocol.peers import ControllerRequest, Decided, Forward
 
 AGAIN_MS = 200
+FORGET_MS = 10_000
+REMEMBERED = 256
+"""Answers to one node that are known again when it repeats the request."""
 
 OnDone = Callable[[Answer], None]
 
@@ -42,6 +49,7 @@ class _Petition(msgspec.Struct):
     asked_at: int = -1_000_000
     asked: str | None = None
     answer: Answer | None = None
+    answered_at: int = 0
     not_yet: str = ""
 
 
@@ -56,6 +64,8 @@ class Petitions:
         self._desk = desk
         self._mesh = mesh
         self._open: dict[int, _Petition] = {}
+        self._decided: dict[tuple[str, int], dict[int, Decided | None]] = {}
+        """What the starts of other nodes were answered, by name and incarnation; None while that is being decided."""
         self._last = 0
         self._now = self._wall = 0
 
@@ -73,18 +83,45 @@ class Petitions:
         petition = self._open[self._last] = _Petition(self._last, request, done, deadline)
         self._send(petition)
 
-    def take(self, sender: str, message: Forward, wall: int) -> None:
+    def take(self, sender: str, incarnation: int, message: Forward, wall: int) -> None:
         """Another node's request: answered if this node is the controller."""
+        decided = self._decided_for(sender, incarnation)
+        number = message.number
+        if number in decided:
+            again = decided[number]
+            if again is not None:
+                self._mesh.send(sender, again)
+            return
 
         def answer(found: Answer) -> None:
-            error = found.error
-            decided = Decided(number=message.number, end=found.end, result=found.result)
-            if error is not None:
-                decided.code, decided.message = error.code, str(error)
-                decided.details, decided.outcome_unknown = error.details, error.outcome_unknown
-            self._mesh.send(sender, decided)
+            reply = _decided(number, found)
+            if isinstance(found.error, NotReady):
+                decided.pop(number, None)  # another try may find it otherwise
+            else:
+                decided[number] = reply
+            if self._is_start(sender, incarnation):
+                self._mesh.send(sender, reply)
 
+        decided[number] = None
         self._desk.take(sender, message.request, answer, wall)
+
+    def _decided_for(self, sender: str, incarnation: int) -> dict[int, Decided | None]:
+        """What one start of a node was answered; what earlier ones were is forgotten."""
+        key = (sender, incarnation)
+        if key not in self._decided:
+            for other in [each for each in self._decided if each[0] == sender]:
+                del self._decided[other]
+            self._decided[key] = {}
+        decided = self._decided[key]
+        if len(decided) > REMEMBERED:
+            done = [number for number, reply in decided.items() if reply is not None]
+            for number in done[: len(decided) - REMEMBERED]:
+                del decided[number]
+        return decided
+
+    def _is_start(self, node: str, incarnation: int) -> bool:
+        peer = self._mesh.peers.get(node)
+        return peer is not None and peer.incarnation == incarnation
 
     def on_decided(self, message: Decided) -> None:
         """The controller's answer."""
@@ -105,6 +142,9 @@ class Petitions:
                 why = petition.not_yet or "the controller did not answer in time"
                 petition.done(Answer(0, error=NotReady(why, outcome_unknown=True)))
             elif petition.answer is None and now - petition.asked_at >= AGAIN_MS:
+                self._send(petition)
+            elif petition.answer is not None and now - petition.answered_at >= FORGET_MS:
+                petition.answer = None
                 self._send(petition)
 
     def on_metadata(self, now: int) -> None:
@@ -141,7 +181,17 @@ class Petitions:
             petition.asked = None
             petition.not_yet = str(answer.error)
             return  # asked again when its time comes
-        petition.answer = answer
+        petition.answer, petition.answered_at = answer, self._now
         if answer.end <= self._metadata.applied:
             del self._open[number]
             petition.done(answer)
+
+
+def _decided(number: int, found: Answer) -> Decided:
+    """An answer as another node is told it."""
+    decided = Decided(number=number, end=found.end, result=found.result)
+    error = found.error
+    if error is not None:
+        decided.code, decided.message = error.code, str(error)
+        decided.details, decided.outcome_unknown = error.details, error.outcome_unknown
+    return decided

@@ -23,6 +23,7 @@ from zbroker.cluster.records import (
     TopicDeleted,
 )
 from zbroker.errors import (
+    InvalidRequest,
     InvalidSetting,
     NotEnoughReplicas,
     TopicChanged,
@@ -121,7 +122,7 @@ def alter_topic(
 
 def delete_topic(
     state: Metadata, *, name: str, topic_id: str | None, request_id: str
-) -> list[MetadataRecord]:
+) -> list[TopicDeleted]:
     """A topic's end, or nothing where the same request ended it already.
 
     Raises:
@@ -129,7 +130,8 @@ def delete_topic(
         InvalidTopic: it is the system's own.
     """
     topics.check_own(name)
-    if request_id and request_id in state.deletions:
+    deleted = state.deletions.get(request_id) if request_id else None
+    if deleted is not None and topic_id in (None, deleted):
         return []
     topic = find_topic(state, name, topic_id)
     return [TopicDeleted(topic_id=topic.topic_id, request_id=request_id)]
@@ -146,9 +148,14 @@ def find_topic(state: Metadata, name: str | None, topic_id: str | None) -> Topic
     Raises:
         UnknownTopic: there is none of that name or id.
         TopicChanged: there is one of that name, with another id.
+        InvalidRequest: there is one of that id, with another name.
     """
     if topic_id is not None:
         topic = state.topics.get(topic_id)
+        if topic is not None and name not in (None, topic.name):
+            raise InvalidRequest(
+                f"the request names topic {(name or '')[:260]!r}, and its topic_id is that of {topic.name!r}"
+            )
         if topic is not None:
             return topic
         if name is None:

@@ -28,6 +28,10 @@ waives it for all.
 Who votes may change at any time (`set_voters`). A voter gives its vote to any candidate, whether it knows it for one
 of the voters or not: the candidate's log may know better. Whose votes count is the candidate's to know (Ongaro's
 dissertation, section 4.1).
+
+Peers are believed, and an epoch that one names is taken over by all, for ever. So that one absurd epoch, out of a bug
+or a flipped bit, does not leave the cluster without any to come, one beyond `EPOCH_FAR` is ignored, unless it is only a
+few elections away from what is known here. No cluster comes near that by elections: one a second takes 34 years.
 """
 
 from __future__ import annotations
@@ -49,6 +53,12 @@ FIRST_MS = 50
 """How soon the first in line stands, and stands again, in a cluster that nobody has led yet."""
 EVIDENCE_RETRY_MS = 15
 """How soon a pre-vote is asked for again while the leader is known to be gone: others may see it a moment later."""
+
+
+EPOCH_FAR = 2**30
+"""Epochs that anybody may name; half of those that there are."""
+EPOCHS_AHEAD_MAX = 1000
+"""How far beyond the own epoch one that is larger than those may be."""
 
 
 class ElectionSettings(msgspec.Struct, frozen=True):
@@ -166,7 +176,7 @@ class Election:
             disk: the sender's.
         """
         self._now = now
-        if not self._votes:
+        if not self._votes or self._is_absurd(request.epoch):
             return
         if request.pre:
             willing = (
@@ -199,7 +209,7 @@ class Election:
     def on_vote(self, sender: str, vote: Vote, now: int) -> None:
         """A voter answers."""
         self._now = now
-        if sender not in self.voters:
+        if sender not in self.voters or self._is_absurd(vote.epoch):
             return
         if vote.epoch > self._ballot.epoch and not (vote.pre and vote.granted):
             self._step_down(Ballot(vote.epoch), None)
@@ -223,6 +233,8 @@ class Election:
         self._now = now
         if epoch < self._ballot.epoch or (epoch == self._ballot.epoch and self.state == "leader"):
             return False
+        if self._is_absurd(epoch):
+            return False
         self._heard_at = now
         self._gone.discard(sender)
         self._due = now + self._pause()
@@ -237,7 +249,7 @@ class Election:
     def on_newer_epoch(self, epoch: int, now: int) -> None:
         """Somebody answered with a newer epoch."""
         self._now = now
-        if epoch > self._ballot.epoch:
+        if epoch > self._ballot.epoch and not self._is_absurd(epoch):
             self._step_down(Ballot(epoch), None)
 
     def on_stand_now(self, sender: str, epoch: int, now: int) -> None:
@@ -345,6 +357,10 @@ class Election:
                 self._around.send(voter, message)
 
     # Within ---
+
+    def _is_absurd(self, epoch: int) -> bool:
+        """Whether no election can have led to an epoch."""
+        return epoch > EPOCH_FAR and epoch > self._ballot.epoch + EPOCHS_AHEAD_MAX
 
     def _is_protected(self) -> bool:
         """Whether there is a leader to protect: this voter itself, or one that it has heard lately."""

@@ -217,13 +217,15 @@ def hand_over_one(
     return [_appoint(kept, _choose(state, partition, others), partition.isr)]
 
 
-def elect_anew(state: Metadata, *, topic_id: str, number: int, epoch: int) -> list[MetadataRecord]:
-    """Another leader of one partition, since the present one cannot go on under its epoch."""
+def elect_anew(
+    state: Metadata, node: str, *, topic_id: str, number: int, epoch: int
+) -> list[MetadataRecord]:
+    """Another leader of one partition, since the present one, who says so, cannot go on under its epoch."""
     topic = state.topics.get(topic_id)
     if topic is None or not 0 <= number < len(topic.partitions):
         return []
     partition = topic.partitions[number]
-    if partition.epoch != epoch or partition.leader is None:
+    if partition.epoch != epoch or partition.leader != node:
         return []
     up = [node for node in partition.isr if _can_lead(state, partition, node)]
     leader = _choose(state, partition, up, avoid=partition.leader)
