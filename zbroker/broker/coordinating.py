@@ -10,6 +10,8 @@ following    more is committed                    following    it is read, and a
 following    this node leads, and all that was    coordinating sessions begin anew; requests are taken
              in its log is committed and applied
 following    what was applied is not in the log   following    the state is dropped; the log is read from its start
+following    records are damaged                  following    it waits until they are mended; where nobody else can
+                                                               lead, they are stepped over
 coordinating a request                            coordinating what is decided is applied and appended at once, and
                                                                answered once it is committed
 coordinating the node leads no more               following    who waits is told; what was applied and may not be
@@ -114,6 +116,7 @@ class Coordinating:
         self._applied = 0
         self._applied_epoch = -1
         self._generation = 0
+        self._damaged_until = -1
         self._expire_at = 0
         self._stopped = False
         self._broken: ZBrokerError | None = None
@@ -200,6 +203,7 @@ class Coordinating:
         """About every 100 ms."""
         coordinator, waiting = self.coordinator, self._waiting
         if coordinator is None or waiting is None:
+            self._step_over_damage()  # the replica has just looked whether another should lead
             self._follow(now)
             return
         coordinator.outcome.refusal = self._refusal()
@@ -283,10 +287,17 @@ class Coordinating:
             case OffsetOutOfRange():
                 self._drop()
             case DataDamaged(details={"next": int(following)}):
-                self._note_applied(following)  # what is there still is better than nothing
+                self._damaged_until = following
+                return
             case _:
                 return  # tried again with the next tick
         self._follow(now)
+
+    def _step_over_damage(self) -> None:
+        """Where this node leads though records are damaged, no other has them: what there is is better than nothing."""
+        following, self._damaged_until = self._damaged_until, -1
+        if self._leader is not None and following > self._applied:
+            self._note_applied(following)
 
     def _apply(self, event: ReadDone) -> None:
         try:

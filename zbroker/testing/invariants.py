@@ -16,6 +16,7 @@ The numbers are those of the list in `docs/testing.md`:
 15   an elected leader exposes its high watermark only beyond the beginning of its epoch
 16   one leader an epoch; a leader has everything committed; ballots are on disk before they are spoken of; a majority
      has what an elected leader commits
+17   each partition has at most one owner in a group, and a position that was answered as committed stays
 18   nothing is acknowledged before it is committed, as its topic's `fsync` counts; what was flushed survives
 21   where all in-sync replicas may have lost what was not flushed, the longest log of the highest epoch leads
 ==== ==================================================================================================================
@@ -40,16 +41,14 @@ from zbroker.protocol import peers
 from zbroker.protocol.batch import Buffer, iter_batches
 from zbroker.protocol.messages import FetchReply, OffsetsReply, Produce, ProduceReply, Push, Reply
 from zbroker.replication.commit import is_majority
+from zbroker.testing.broken import InvariantBroken
 from zbroker.testing.cluster import Watch
 from zbroker.testing.copies import Copy, Stored, stored
+from zbroker.testing.group_invariants import GroupWatch
 
 if TYPE_CHECKING:
     from zbroker.replication.leader import Leader
     from zbroker.testing.cluster import Machine, Process, SimulatedCluster
-
-
-class InvariantBroken(AssertionError):
-    """Something is true that must never be."""
 
 
 class Ledger:
@@ -122,6 +121,7 @@ class Invariants(Watch):
 
     Attributes:
         recoveries: the unclean elections that there were.
+        groups: looks at consumer groups.
         metadata: the newest committed metadata that any node has applied.
         checks: how many comparisons were made: a check that never runs shows here.
     """
@@ -137,6 +137,7 @@ class Invariants(Watch):
         self._seen: dict[tuple[str, int, str], tuple[int, int, tuple[str, ...]]] = {}
         self._votes: dict[tuple[str, int, int], str] = {}
         self._produces: dict[tuple[str, int, bytes, int], str] = {}
+        self.groups = GroupWatch()
 
     def ledger(self, folder: str) -> Ledger:
         """The ledger of a log, by its folder."""
@@ -500,6 +501,7 @@ class Invariants(Watch):
 
     def asked(self, process: Process, route: bytes, head: bytes) -> None:
         """See `Watch`."""
+        self.groups.asked(process, route, head)
         if b"produce" not in head:
             return
         try:
@@ -514,6 +516,7 @@ class Invariants(Watch):
         self, process: Process, to: Conversation, message: Reply, body: Buffer | None
     ) -> None:
         """See `Watch`."""
+        self.groups.replied(process, to, message, body)
         if isinstance(message, ProduceReply):
             key = (process.name, process.incarnation, to.client, to.id)
             folder = self._produces.pop(key, None)

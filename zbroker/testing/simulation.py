@@ -24,13 +24,21 @@ from zbroker.protocol import messages
 from zbroker.testing.clients import Prober, SimulatedAdmin, SimulatedConsumer, SimulatedProducer
 from zbroker.testing.cluster import Machine, SimulatedCluster
 from zbroker.testing.faults import PROFILES, Faults, Profile
+from zbroker.testing.group_work import GroupWork
 from zbroker.testing.history import History, check
 from zbroker.testing.invariants import Invariants
 from zbroker.testing.rest import differences
 from zbroker.testing.timeline import SECOND
+from zbroker.topics import is_internal
 
 HEAL_SECONDS = 30.0
 """Simulated seconds within which a healed cluster must be whole again."""
+
+GROUP_SECONDS = 10.0
+"""Simulated seconds after which, beyond a session, a healed group has everything read and committed."""
+
+GROUP_SHARE = 0.5
+"""How many of the seeds have a consumer group at work."""
 
 SETTLE_SECONDS = 4.0
 """Simulated seconds within which everything that was still on its way has come."""
@@ -71,9 +79,11 @@ class Simulation:
         nodes: int | None = None,
         seconds: float | None = None,
         keep: int | None = 400,
+        group: bool | None = None,
     ) -> None:
         """
         Args:
+            group: whether a consumer group is at work too; by the seed where it is not said.
             nodes: how many; by the seed where it is not said: mostly three, sometimes one or five.
             seconds: how long things go wrong; by the seed where it is not said.
         """
@@ -93,6 +103,9 @@ class Simulation:
         self.topics: dict[str, int] = {}
         self.producers: list[SimulatedProducer] = []
         self.consumers: list[SimulatedConsumer] = []
+        self.group: GroupWork | None = None
+        by_seed = random.Random(f"{seed} with a group").random() < GROUP_SHARE
+        self._with_group = by_seed if group is None else group
 
     def run(self) -> Result:
         """All phases; what goes wrong becomes part of the result."""
@@ -117,10 +130,16 @@ class Simulation:
         return Result(
             seed=cluster.seed, profile=self.name, problems=problems, seconds=cluster.now,
             steps=cluster.timeline.steps, digest=cluster.trace.digest, faults=dict(self.faults.done),
-            checks=dict(self.invariants.checks),
+            checks={**self.invariants.checks, **self._group_checks()},
             outcomes=dict(Counter(send.outcome for send in self.history.sends)),
             transcript=list(cluster.trace.lines), place=place,
         )  # fmt: skip
+
+    def _group_checks(self) -> dict[str, int]:
+        if self.group is None:
+            return {}
+        handed = self.group.readership.checks
+        return {**self.invariants.groups.checks, "17 handed": handed}
 
     # Phases ---
 
@@ -144,6 +163,10 @@ class Simulation:
             consumer = SimulatedConsumer(f"c{number}", cluster, self.history, tuple(self.topics))
             consumer.slow = rng.choice((0.0, 0.3))
             self.consumers.append(consumer)
+        if self._with_group:
+            self.group = GroupWork(
+                cluster, self.invariants.groups, tuple(self.topics), wild=self.name != "calm"
+            )
 
     def _make_topic(self, name: str, **settings: int | str) -> None:
         settings.setdefault("segment_size", self.rng.choice(("2KiB", "8KiB", "1MiB")))
@@ -155,6 +178,7 @@ class Simulation:
             (topic.name, topic.topic_id, number)
             for topic in self.invariants.metadata.topics.values()
             for number in range(len(topic.partitions))
+            if not is_internal(topic.name)
         ]
 
     def _go_wrong(self) -> None:
@@ -173,6 +197,8 @@ class Simulation:
         cluster.trace.note("phase", "healing")
         self._drop_crashes()
         cluster.heal()
+        if self.group is not None:
+            self.group.calm_down()
         until = cluster.now + HEAL_SECONDS
         self._wait(
             lambda: all(list(map(self._is_whole, cluster.machines.values()))),
@@ -202,7 +228,36 @@ class Simulation:
         for consumer in self.consumers:
             consumer.slow = 0.0
         self._wait(self._all_read, until, self._not_read)
+        if self.group is not None:
+            session = self.group.session + GROUP_SECONDS
+            self._wait(lambda: not self._group_lacks(), cluster.now + session, self._group_lacks)
         cluster.run(1.0)
+
+    def _group_lacks(self) -> str:
+        """What the group has not got done."""
+        assert self.group is not None
+        wanted = {}
+        for name in self.topics:
+            topic = self.invariants.metadata.topic_named(name)
+            assert topic is not None
+            for number in range(len(topic.partitions)):
+                found = self._bounds(topic.topic_id, number)
+                if found is None:
+                    return f"{name}/{number} is led by nobody"
+                wanted[name, number] = (topic.topic_id, *found)
+        excused = [
+            name for name, number in wanted
+            if self.invariants.ledger(folder(wanted[name, number][0], number)).excused
+        ]  # fmt: skip
+        return self.group.missing(wanted, excused=excused)
+
+    def _bounds(self, topic_id: str, number: int) -> tuple[int, int] | None:
+        """Log start and high watermark of a partition, by its leader."""
+        for machine in self.cluster.up:
+            partition = machine.broker.keeper.find(topic_id, number)
+            if partition is not None and partition.serves:
+                return partition.log.start_offset, partition.high_watermark
+        return None
 
     def _wait(
         self, condition: Callable[[], bool], until: float, what: str | Callable[[], str]
@@ -310,6 +365,8 @@ class Simulation:
                 self.history.excused[partition] = "all its in-sync replicas stopped uncleanly"
                 self.history.spared[partition] = ledger.lost_from
         problems = self._differences()
+        if self.group is not None:
+            problems += self.group.problems()
         problems += check(self.history, drained=True)
         for consumer in self.consumers:
             for error in consumer.errors:
