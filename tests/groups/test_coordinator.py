@@ -22,6 +22,7 @@ from zbroker.protocol.messages import (
     DescribeGroup,
     FetchOffsets,
     GroupHeartbeat,
+    TopicPartitions,
 )
 
 # Joining and leaving ---
@@ -427,8 +428,6 @@ def test_others_commit_only_while_the_group_has_no_members() -> None:
 
 
 def test_positions_are_answered_with_what_was_committed_and_minus_one() -> None:
-    from zbroker.protocol.messages import TopicPartitions
-
     desk = Desk(a=2)
     desk.commit("", -1, ("a", 1, 5))
     wanted = [
