@@ -247,7 +247,7 @@ class Simulation:
                 wanted[name, number] = (topic.topic_id, *found)
         excused = [
             name for name, number in wanted
-            if self.invariants.ledger(folder(wanted[name, number][0], number)).excused
+            if self.invariants.ledger(folder(wanted[name, number][0], number)).lost_from is not None
         ]  # fmt: skip
         return self.group.missing(wanted, excused=excused)
 
