@@ -354,6 +354,25 @@ def test_nothing_is_handed_out_once_the_session_may_be_over() -> None:
     assert member.reads == member.owned == set()
 
 
+def test_an_iteration_is_interrupted_when_the_session_may_be_over_or_a_partition_goes() -> None:
+    member = Member()
+    member.joined(0, 1)
+    assert member.take(1)
+    member.call()
+    assert not member.custody.interrupted
+    assert member.take(1)
+    member.beat(2, 0)
+    assert member.custody.interrupted
+    member.call()
+    assert not member.custody.interrupted
+    member.lose()
+    while member.now < member.custody.fence_at:
+        assert member.wanted is not None
+        assert member.wanted <= member.custody.fence_at  # the thread does not sleep through it
+        member.step(1)
+    assert member.custody.interrupted
+
+
 def test_a_coordinator_that_was_away_itself_may_say_that_the_member_is_still_in() -> None:
     member = Member()
     member.joined(0)

@@ -85,10 +85,8 @@ class AsyncConsumer(ConsumerBase):
                 self._start_flow(custody)
                 for record in self._cursor:
                     yield record
-                    now = monotonic()
-                    if custody.events or now >= custody.fence_at:
+                    if custody.interrupted:
                         break
-                    custody.idle_since = now
         except ClientClosed:
             return
 

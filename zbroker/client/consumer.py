@@ -146,10 +146,8 @@ class Consumer(ConsumerBase):
         try:
             for record in self._cursor:
                 yield record
-                now = monotonic()
-                if custody.events or now >= custody.fence_at:
+                if custody.interrupted:
                     return
-                custody.idle_since = now
         finally:
             self._looping = False
 

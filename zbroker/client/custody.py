@@ -6,7 +6,8 @@ talks to the coordinator.
 
 A record is *in hand* from when it is handed out until the application's next call; then it is *done*, and may be
 committed. In an iteration each record is a call of its own: of the batch in hand all but the last record are done,
-which the client's thread reads off the iterator (`flow`), so that it costs the iteration nothing.
+which the client's thread reads off the iterator (`flow`), so that it costs the iteration nothing; it looks at the clock
+before each batch, and between its records where the client's thread tells it to (`interrupted`).
 
 ============================== =========================================================================
 the client's thread            the application's thread
@@ -70,12 +71,16 @@ class Custody:
         """The monotonic time from which nothing is handed out, unless a heartbeat moves it on."""
         self.idle_since: float | None = None
         """When the application's last call ended; None while it is in one, or has made none."""
+        self.interrupted = False
+        """Whether an iteration is to look, before its next record, at what there is to hear or to hold back."""
         self.flow: Flow | None = None
         self._hears_assigned = hears_assigned
         self._hears_revoked = hears_revoked
         self._lock = threading.Lock()
         self._hand: set[TopicPartition] = set()
         self._done: dict[TopicPartition, Position] = {}
+        self._seen: tuple[Flow | None, int] = (None, 0)
+        """How far an iteration had come at the last look."""
 
     # The client's thread ---
 
@@ -88,6 +93,7 @@ class Custody:
                 self.owned[place] = next(self.generations)
             if self._hears_assigned:
                 self.events.append(Event("assigned", found))
+                self.interrupted = True
 
     def revoke(self, places: Iterable[TopicPartition]) -> list[TopicPartition]:
         """Nothing more of these is handed out; answers those that the application has nothing to do with."""
@@ -103,6 +109,7 @@ class Custody:
                     free.append(place)
             if busy:
                 self.events.append(Event("revoked", busy))
+                self.interrupted = True
         return free
 
     def lose(self, error: ZBrokerError | None, places: Iterable[TopicPartition]) -> None:
@@ -115,6 +122,7 @@ class Custody:
             self._hand.clear()
             self.events.clear()
             self.fence_at = -inf
+            self.interrupted = True
             if error is not None:
                 self.error = error
                 self.events.append(Event("lost", lost))
@@ -132,6 +140,13 @@ class Custody:
                 if handed > 1:
                     found[flow.place] = Position(record.offset, flow.epoch)
         return found
+
+    def iterates_on(self) -> bool:
+        """Whether an iteration has handed out something since the last look: each record is a call."""
+        flow = self.flow
+        left = 0 if flow is None else flow.cursor.__length_hint__()  # type: ignore[attr-defined]
+        before, self._seen = self._seen, (flow, left)
+        return flow is not None and (before[0] is not flow or before[1] != left)
 
     def begin_at(self, place: TopicPartition, position: Position) -> None:
         """Where a partition begins, of which nothing is committed: all before that is as good as done."""
@@ -188,6 +203,7 @@ class Custody:
                 event = self.events.popleft()
                 if event.places or event.kind == "lost":
                     return event
+            self.interrupted = False
         return None
 
     def finish(self, places: Iterable[TopicPartition]) -> None:

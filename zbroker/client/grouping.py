@@ -174,6 +174,8 @@ class GroupCore:
         wanted += [self._due_idle(), self._leave[1] if self._leave else None]
         if self.membership.state == "member":
             wanted.append(self._commit_at)
+            if self.custody.fence_at > now:
+                wanted.append(self.custody.fence_at)
         return min((due for due in wanted if due is not None and due < inf), default=None)
 
     def has_news(self) -> bool:
@@ -193,6 +195,8 @@ class GroupCore:
         custody = self.custody
         before = custody.fence_at
         custody.fence_at = self.membership.fence_at if self.membership.state == "member" else -inf
+        if custody.suspended(now):
+            custody.interrupted = True
         if before <= now < custody.fence_at:
             self.revived = True
 
@@ -205,6 +209,8 @@ class GroupCore:
         return idle_since + self.settings.max_poll_interval
 
     def _watch_application(self, now: float) -> None:
+        if self.custody.idle_since is not None and self.custody.iterates_on():
+            self.custody.idle_since = now
         due = self._due_idle()
         if due is not None and now >= due and self._leave is None:
             most = self.settings.max_poll_interval
