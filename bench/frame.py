@@ -1,0 +1,182 @@
+"""The frame of every measurement: cases, who takes part in them, and the order in which they run.
+
+A case is one piece of work; each client of each system that can do it does it. Cases that need the same servers (an
+`Arena`) share them, and systems take turns: one run is every system once, arena by arena, so that what a noisy machine
+does to one it does to its neighbours in the table. Owns no number: `results` keeps them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.peers.base import Arena, Client, Running, System, Unsupported
+from bench.results import Results
+from bench.worker import BenchError, Worker, ring_file
+
+Figures = Mapping[str, float]
+RING = 4096
+RING_BYTES_MAX = 32 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        quick: few cases, each short: five minutes for all systems.
+        runs: how often every case is measured.
+        seconds: how long a producer sends.
+        size: bytes in the log of the node that is restarted.
+    """
+
+    quick: bool = False
+    runs: int = 3
+    seconds: float = 2.0
+    size: int = 10 << 30
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work.
+
+    Attributes:
+        scenario: the name of its file.
+        name: what tells it from others of the scenario.
+        arena: the servers that it needs; None where it starts its own.
+        action: clients that know this take part.
+        measure: does it once, and gives figures by metric.
+        quick: whether it is part of a quick run.
+        unless: systems that do not take part, with the sentence that says why.
+    """
+
+    scenario: str
+    name: str
+    arena: Arena | None
+    action: str
+    measure: Callable[[Ground, Client], Figures]
+    quick: bool = False
+    unless: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
+
+
+@dataclass
+class Ground:
+    """What a case stands on while it is measured."""
+
+    system: System
+    plan: Plan
+    folder: Path
+    running: Running | None = None
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def servers(self) -> Running:
+        """The servers of the case's arena."""
+        assert self.running is not None, "this case starts its own servers"
+        return self.running
+
+    def worker(self, client: Client, action: str, **told: Any) -> Worker:
+        """A load generator of this system."""
+        if "servers" not in told:
+            told["servers"] = self.servers.servers
+        servers_say = getattr(self.running, "told", {})
+        return Worker(client.command, action, client.env, **{**client.told, **servers_say, **told})
+
+    def new_name(self) -> str:
+        """A topic's name that was not used on these servers."""
+        return f"t{next(self._numbers)}"
+
+    @contextlib.contextmanager
+    def topic(self, *, partitions: int = 1, topics: int = 1) -> Iterator[str]:
+        """A topic of its own, gone afterwards."""
+        name = self.new_name()
+        self.servers.create(name, partitions=partitions, topics=topics)
+        try:
+            yield name
+        finally:
+            self.servers.delete(name, topics=topics)
+
+    def ring(self, size: int, lanes: int = 1) -> Path:
+        """The values that producers send; the more partitions, the longer, so that order can be told."""
+        length = RING if lanes == 1 else RING * 16
+        return ring_file(self.folder, size, max(256, min(length, RING_BYTES_MAX // size)))
+
+    @property
+    def reader(self) -> Client:
+        """The client that reads everything back."""
+        return next(client for client in self.system.clients if "consume" in client.does)
+
+
+@dataclass
+class Session:
+    """Cases, systems, and what has been found so far."""
+
+    plan: Plan
+    systems: Sequence[System]
+    cases: Sequence[Case]
+    results: Results
+    say: Callable[[str], None] = print
+
+    def run(self) -> None:
+        """Measures everything."""
+        arenas = list(dict.fromkeys(case.arena for case in self.cases))
+        for run in range(self.plan.runs):
+            for arena in arenas:
+                mine = [case for case in self.cases if case.arena == arena]
+                for system in self.systems:
+                    self._turn(run, system, arena, mine)
+
+    def _turn(self, run: int, system: System, arena: Arena | None, cases: Iterable[Case]) -> None:
+        """One system's part of a run in one arena."""
+        todo = list(self._parts(system, cases))
+        if not todo:
+            return
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            values, ground_folder = Path(folder) / "values", Path(folder) / "servers"
+            values.mkdir()
+            ground_folder.mkdir()
+            ground = Ground(system, self.plan, values)
+            try:
+                with contextlib.ExitStack() as stack:
+                    if arena is not None:
+                        ground.running = stack.enter_context(system.start(ground_folder, arena))
+                    for case, client in todo:
+                        self._measure(run, ground, case, client)
+            except Unsupported as reason:
+                for case in dict.fromkeys(case for case, _ in todo):
+                    self.results.skip(system.name, case.scenario, case.name, str(reason))
+            except BenchError as error:
+                self.results.fail(system.name, str(arena), "servers", str(error))
+                self.say(f"FAILED {system.title}, {arena}: {error}")
+
+    def _parts(self, system: System, cases: Iterable[Case]) -> Iterator[tuple[Case, Client]]:
+        for case in cases:
+            if system.name in case.unless:
+                self.results.skip(system.name, case.scenario, case.name, case.unless[system.name])
+                continue
+            for client in system.clients:
+                if case.action in client.does:
+                    yield case, client
+
+    def _measure(self, run: int, ground: Ground, case: Case, client: Client) -> None:
+        start = time.monotonic()
+        where = f"{case.scenario}: {case.name}, {ground.system.title} {client.name}"
+        try:
+            figures = case.measure(ground, client)
+        except Unsupported as reason:
+            self.results.skip(ground.system.name, case.scenario, case.name, str(reason))
+            return
+        except (BenchError, OSError, ValueError, KeyError) as error:
+            self.results.fail(ground.system.name, case.scenario, case.name, repr(error))
+            self.say(f"FAILED {where}: {error}")
+            return
+        for metric, value in figures.items():
+            self.results.add(case.scenario, case.name, ground.system.name, client, metric, value)
+        said = ", ".join(f"{value:,.4g} {metric}" for metric, value in figures.items())
+        self.say(f"run {run + 1}: {where}: {said} [{time.monotonic() - start:.1f} s]")
