@@ -113,18 +113,25 @@ def verify(
 
 @contextlib.contextmanager
 def listeners(
-    ground: Ground, client: Client, topic: str, consumers: int, *, size: int, processes: int = 8
+    ground: Ground,
+    client: Client,
+    topic: str,
+    consumers: int,
+    *,
+    size: int,
+    processes: int = 8,
+    numbered: bool = True,
 ) -> Iterator[list[Worker]]:
-    """So many live consumers, in up to so many processes, all of which listen."""
+    """So many live consumers, in up to so many processes, all of which listen.
+
+    Args:
+        numbered: whether the records that come are numbered; if not, they are only counted.
+    """  # fmt: skip
     share, rest = divmod(consumers, min(processes, consumers))
     counts = [share + (number < rest) for number in range(min(processes, consumers))]
+    told = {"topic": topic, "size": size, "ring": ground.ring(size), "lanes": 1 if numbered else 2}
     with all_of(
-        [
-            ground.worker(
-                client, "live", topic=topic, size=size, ring=ground.ring(size), consumers=count
-            )
-            for count in counts
-        ]
+        [ground.worker(client, "live", consumers=count, **told) for count in counts]
     ) as workers:
         for worker in workers:
             worker.ready()

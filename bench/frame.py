@@ -73,6 +73,8 @@ class Ground:
     plan: Plan
     folder: Path
     running: Running | None = None
+    memo: dict[object, Any] = field(default_factory=dict)
+    """What cases on the same servers share."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -106,6 +108,17 @@ class Ground:
         """The values that producers send; the more partitions, the longer, so that order can be told."""
         length = RING if lanes == 1 else RING * 16
         return ring_file(self.folder, size, max(256, min(length, RING_BYTES_MAX // size)))
+
+    def client(self, name: str) -> Client:
+        """A client of this system by its name."""
+        return next(client for client in self.system.clients if client.name == name)
+
+    @property
+    def filler(self) -> Client:
+        """The client that produces what others only read: the quickest whose records are numbered."""
+        order = ("send_many", "java", "go, fast batches", "redis-py")
+        names = {client.name: client for client in self.system.clients}
+        return next(names[name] for name in order if name in names)
 
     @property
     def reader(self) -> Client:

@@ -132,8 +132,8 @@ class Worker:
 
     def _why(self) -> str:
         self._stderr.seek(0)
-        said = self._stderr.read().decode(errors="replace").strip()
-        return f": {said[-1500:]}" if said else ""
+        said = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return f": {' | '.join(said[-4:])[-600:]}" if said else ""
 
     def ready(self, timeout: float = READY_S) -> Worker:
         """Waits until it is set up; what libraries print before that is passed over."""

@@ -45,7 +45,8 @@ class Client:
     python: bool = False
     told: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
-    compresses: bool = True
+    pair: str = ""
+    """The client that produces for its live readers: itself, unless another is quicker."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,15 @@ class Running(Protocol):
     """Servers that run, until the context ends."""
 
     servers: str
-    pids: list[int]
+    folder: Path
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where clients find each node, by its number."""
+
+    @property
+    def pids(self) -> list[int]:
+        """The nodes' process numbers."""
 
     def create(self, topic: str, *, partitions: int = 1, topics: int = 1) -> None:
         """Makes a topic, or `topics` of them, called `topic-0`, …, on all nodes; returns once they are led."""
@@ -76,6 +85,12 @@ class Running(Protocol):
 
     def signal(self, node: int, number: int) -> None:
         """Sends a signal to a node's process."""
+
+    def kill(self) -> None:
+        """Ends every node as a crash would."""
+
+    def start_again(self) -> None:
+        """Starts every node on its data, and does not wait."""
 
     def __enter__(self) -> Running: ...
 
@@ -114,8 +129,10 @@ class Servers:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.servers = ""
+        self.addresses: list[str] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         self.other: list[subprocess.Popen[bytes]] = []
+        self._commands: list[tuple[Sequence[object], str, dict[str, Any]]] = []
 
     @property
     def pids(self) -> list[int]:
@@ -135,6 +152,21 @@ class Servers:
                 preexec_fn=die_with_parent,
                 **options,
             )
+
+    def serve(self, command: Sequence[object], name: str, **options: Any) -> None:
+        """Starts a server; `start_again` does so once more."""
+        self._commands.append((command, name, options))
+        self.processes.append(self.spawn(command, name, **options))
+
+    def kill(self) -> None:
+        """Ends every server as a crash would."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def start_again(self) -> None:
+        """Starts every server on its data, and does not wait."""
+        self.processes = [self.spawn(c, name, **options) for c, name, options in self._commands]
 
     def signal(self, node: int, number: int) -> None:
         """Sends a signal to a node's process."""

@@ -81,6 +81,7 @@ class KafkaServers(Servers):
         base = free_ports(2 * arena.nodes)
         self._ports = [(base + 2 * n, base + 2 * n + 1) for n in range(arena.nodes)]
         self.servers = ",".join(f"127.0.0.1:{port}" for port, _ in self._ports)
+        self.addresses = self.servers.split(",")
         self._errands: Errands | None = None
         for number in range(1, arena.nodes + 1):
             self._configure(number)
@@ -89,7 +90,7 @@ class KafkaServers(Servers):
     def __enter__(self) -> KafkaServers:
         for number in range(1, self.arena.nodes + 1):
             command = java("kafka.Kafka", self._file(number), jvm=HEAP)
-            self.processes.append(self.spawn(command, f"kafka{number}"))
+            self.serve(command, f"kafka{number}")
         if self._wait:
             retry(lambda: self._ask("brokers") == self.arena.nodes, 60, 0.2)
         return self

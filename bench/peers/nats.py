@@ -76,6 +76,7 @@ class NatsServers(Servers):
         self._wait = wait
         self._base = free_ports(2 * arena.nodes)
         self.servers = ",".join(f"127.0.0.1:{self._base + n}" for n in range(arena.nodes))
+        self.addresses = self.servers.split(",")
         self._errands: Errands | None = None
 
     def _config(self, number: int) -> Path:
@@ -98,7 +99,7 @@ class NatsServers(Servers):
     def __enter__(self) -> NatsServers:
         for number in range(self.arena.nodes):
             command = [BIN / "nats-server", "-c", self._config(number)]
-            self.processes.append(self.spawn(command, f"n{number}"))
+            self.serve(command, f"n{number}")
         if self._wait:
             for number, process in enumerate(self.processes):
                 wait_port(self._base + number, lambda process=process: process.poll() is None)  # type: ignore[misc]

@@ -81,6 +81,7 @@ class RabbitServers(Servers):
         self._wait = wait
         self._base = free_ports(3 * arena.nodes + 1)
         self.servers = ",".join(f"localhost:{self._stream(n)}" for n in range(arena.nodes))
+        self.addresses = self.servers.split(",")
         self._errands: Errands | None = None
 
     def _stream(self, number: int) -> int:
@@ -142,7 +143,7 @@ class RabbitServers(Servers):
             "RABBITMQ_GENERATED_CONFIG_DIR": f"{home}/gen",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         }
-        self.processes.append(self.spawn([SERVER], f"r{number + 1}", env=environment))
+        self.serve([SERVER], f"r{number + 1}", env=environment)
 
     def _ask(self, op: str, **told: object) -> object:
         if self._errands is None:

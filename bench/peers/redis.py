@@ -2,7 +2,7 @@
 
 No snapshots and no rewriting of the file, which is kind to it. `fsync never` is `appendfsync no`, `interval` is
 `everysec`, `always` is `always`. Three nodes are a primary and two replicas: redis-py closes every pipeline with
-WAIT 2, redis-benchmark waits for nobody. A topic is a stream; it has no partitions, and a fail-over takes another product.
+WAIT 2, redis-benchmark waits for nobody. A topic is a stream, without partitions; a fail-over takes another product.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Redis:
                     "latency_consume", "first", "again", "crowd",
                 }
             ),
-            python=True,
+            python=True, pair="redis-benchmark -c 50 -P 64",
         ),
     )  # fmt: skip
 
@@ -69,6 +69,7 @@ class RedisServers(Servers):
         self._wait = wait
         self._base = free_ports(arena.nodes)
         self.servers = f"127.0.0.1:{self._base}"
+        self.addresses = self.servers.split(",")
         self.told = {"wait": arena.nodes - 1}
 
     def __enter__(self) -> RedisServers:
@@ -83,7 +84,7 @@ class RedisServers(Servers):
             ]  # fmt: skip
             if number:
                 command += ["--replicaof", "127.0.0.1", self._base]
-            self.processes.append(self.spawn(command, f"redis{number}"))
+            self.serve(command, f"redis{number}")
         if self._wait:
             for number, process in enumerate(self.processes):
                 wait_port(self._base + number, lambda process=process: process.poll() is None)  # type: ignore[misc]

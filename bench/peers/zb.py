@@ -33,7 +33,7 @@ class ZBroker:
     title = "zbroker"
     clients = (
         Client("send", LOAD, ACTIONS | PRODUCE, python=True, told={"client": "send"}),
-        Client("send_many", LOAD, PRODUCE, python=True, told={"client": "send_many"}),
+        Client("send_many", LOAD, PRODUCE | {"live"}, python=True, told={"client": "send_many"}),
         Client(
             "AsyncProducer.send", LOAD, frozenset({"produce_async"}), python=True,
             told={"client": "AsyncProducer.send"},
@@ -91,6 +91,7 @@ class ZBrokerServers(Servers):
         self.arena = arena
         self._cluster = ClusterProcesses(folder, arena.nodes, topics={"fsync": arena.fsync})
         self.servers = self._cluster.servers
+        self.addresses = [node.servers for node in self._cluster.nodes.values()]
         self._wait = wait
 
     def __enter__(self) -> ZBrokerServers:
@@ -144,7 +145,7 @@ class ZBrokerServers(Servers):
         for node in self._cluster.nodes.values():
             node.kill()
 
-    def spawn_again(self) -> None:
+    def start_again(self) -> None:
         """Starts every node on its data, and does not wait."""
         for node in self._cluster.nodes.values():
             node.spawn()

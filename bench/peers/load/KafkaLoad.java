@@ -89,7 +89,7 @@ public class KafkaLoad {
         boolean all = Words.word("check", "ends").equals("all");
         long wanted = Words.wanted(), records = 0, warm = 0, quiet = System.nanoTime();
         Words.gate();
-        long start = System.nanoTime();
+        long start = 0, before = 0;
         try (KafkaConsumer<byte[], byte[]> consumer = consumer()) {
             List<TopicPartition> places = places(consumer);
             consumer.assign(places);
@@ -105,13 +105,17 @@ public class KafkaLoad {
                         records++;
                     }
                 }
+                if (some && start == 0) {
+                    start = System.nanoTime();
+                    before = records + warm;
+                }
                 if (some) quiet = System.nanoTime();
                 else if (System.nanoTime() - quiet > 20e9) throw new IllegalStateException("only " + records + " came");
             }
             long end = System.nanoTime();
             if (all) seen.finish();
             if (records != wanted) throw new IllegalStateException(records + " came, sent " + wanted);
-            Words.end(Words.rate(start, end, records + warm));
+            Words.end(Words.rate(start, end, records + warm - before));
         }
     }
 

@@ -68,9 +68,10 @@ public class RabbitLoad {
         Words.Checker seen = new Words.Checker();
         boolean all = Words.word("check", "ends").equals("all");
         long wanted = Words.wanted();
-        AtomicLong records = new AtomicLong(), warm = new AtomicLong(), last = new AtomicLong();
+        AtomicLong records = new AtomicLong(), warm = new AtomicLong(), first = new AtomicLong(), last = new AtomicLong();
         MessageHandler handler = (context, message) -> {
             byte[] value = message.getBodyAsBinary();
+            if (first.get() == 0) first.set(System.nanoTime());
             if ((value[0] & 255) == Words.WARM) {
                 warm.incrementAndGet();
                 return;
@@ -86,12 +87,11 @@ public class RabbitLoad {
             if (records.incrementAndGet() == wanted) last.set(System.nanoTime());
         };
         Words.gate();
-        long start = System.nanoTime();
         environment().consumerBuilder().stream(Words.word("topic", "")).offset(OffsetSpecification.first()).messageHandler(handler).build();
         await(records, wanted);
         while (last.get() == 0) LockSupport.parkNanos(10_000);
         if (all) seen.finish();
-        Words.end(Words.rate(start, last.get(), wanted + warm.get()));
+        Words.end(Words.rate(first.get(), last.get(), wanted + warm.get() - 1));
     }
 
     static void live() throws Exception {

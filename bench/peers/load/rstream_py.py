@@ -86,19 +86,21 @@ async def reading(told: Told, offset: OffsetType, take: Callable[[bytes], None])
 async def consume(told: Told) -> dict[str, Any]:
     """Reads what is stored."""
     seen, counts, over = load.checker(told), load.counts_of(told), asyncio.Event()
+    span = load.Span()
 
     def take(value: bytes) -> None:
         seen.take(None, (value,))
+        if seen.records + seen.warm == 1:
+            span.take(1)
         if seen.records >= sum(counts):
             over.set()
 
     load.gate()
-    start = time.monotonic_ns()
     async with reading(told, OffsetType.FIRST, take):
         await asyncio.wait_for(over.wait(), 120)
-        end = time.monotonic_ns()
+        span.take(seen.records + seen.warm)
     seen.finish(counts)
-    return {"start": start, "end": end, "records": seen.records + seen.warm}
+    return span.result()
 
 
 async def latency_produce(told: Told) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -45,7 +44,6 @@ def produce(told: Told) -> dict[str, Any]:
         rounds = load.repeated(told.seconds_ms / 1000, once)
         client.flush()
         end = time.monotonic_ns()
-        client.send(topics[0], load.warm_value(told)).result(10)
     return {"start": start, "end": end, "records": rounds * len(values)}
 
 
@@ -56,7 +54,7 @@ def _sender(
     if told.client == "send_many":
         assert len(topics) == 1
         return lambda: client.send_many(topics[0], values)
-    send, failed = client.send, sys.exit
+    send = client.send
 
     def once() -> None:
         topic = topics[0]
@@ -68,7 +66,6 @@ def _sender(
         for number, value in enumerate(values):
             send(topics[number % count], value)
 
-    del failed
     return once if len(topics) == 1 else once_round
 
 
@@ -139,15 +136,15 @@ async def consume_async(told: Told) -> dict[str, Any]:
     """Reads what is stored through the asyncio face."""
     seen, counts = load.checker(told), load.counts_of(told)
     load.gate()
-    start = time.monotonic_ns()
+    span = load.Span()
     async with AsyncConsumer(told.servers, told.topic, start="earliest") as client:
         while seen.records < sum(counts):
             records = await client.poll(20, POLL)
             for lane, values in light_pieces(records):
                 seen.take(lane, values)
-        end = time.monotonic_ns()
+            span.take(seen.records + seen.warm)
     seen.finish(counts)
-    return {"start": start, "end": end, "records": seen.records + seen.warm}
+    return span.result()
 
 
 def live(told: Told) -> dict[str, Any]:
@@ -250,8 +247,9 @@ def crowd(told: Told) -> dict[str, Any]:
 if __name__ == "__main__":
     load.main(
         {
-            "produce": produce, "consume": consume, "live": live, "latency_produce": latency_produce,
-            "latency_consume": latency_consume, "failover": failover, "failover_read": failover_read,
-            "first": first, "again": again, "crowd": crowd,
+            "produce": produce, "produce_async": produce, "consume": consume, "consume_async": consume,
+            "live": live, "latency_produce": latency_produce, "latency_consume": latency_consume,
+            "failover": failover, "failover_read": failover_read, "first": first, "again": again,
+            "crowd": crowd,
         }
     )  # fmt: skip

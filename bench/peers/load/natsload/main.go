@@ -224,7 +224,7 @@ func consume() {
 		seen[p] = make([]int64, len(values))
 	}
 	gate()
-	start := now()
+	start := int64(0)
 	_, js := connect()
 	records, warmed := int64(0), int64(0)
 	for lane, topic := range topics() {
@@ -243,6 +243,9 @@ func consume() {
 			message, err := iter.Next()
 			check(err)
 			value := message.Data()
+			if start == 0 {
+				start = now()
+			}
 			if value[0] == warm {
 				warmed++
 				if !strict {
@@ -289,7 +292,7 @@ func consume() {
 	if records != wanted {
 		fail("%d records came, sent %d", records, wanted)
 	}
-	rate(start, stop, records+warmed)
+	rate(start, stop, records+warmed-1)
 }
 
 func live() {

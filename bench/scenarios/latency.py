@@ -1,0 +1,47 @@
+"""Latency: from when a record was due to be sent until a live consumer in another process has it.
+
+The producer sends at a fixed rate, and each record says when it was due, so that one which is held up makes all that
+wait behind it late (no coordinated omission). The first second does not count. Producer and consumer are two processes
+of the same client.
+"""
+
+from __future__ import annotations
+
+from bench.doing import all_of
+from bench.frame import Case, Figures, Ground, Plan
+from bench.peers.base import Arena, Client
+
+SIZE = 100
+FIGURES = ("p50", "p90", "p99", "p99.9", "worst")
+ARENAS = {
+    "one node, fsync interval": Arena(1, "interval"),
+    "three nodes, fsync never": Arena(3, "never"),
+}
+
+
+def case(where: str, rate: int, plan: Plan) -> Case:
+    """One rate on one kind of cluster."""
+
+    def measure(ground: Ground, client: Client) -> Figures:
+        with ground.topic() as topic:
+            told = {
+                "topic": topic, "size": SIZE, "rate": rate, "seconds": 5 if plan.quick else 15,
+                "linger": 0 if rate <= 1000 else 1,
+            }  # fmt: skip
+            reader = ground.worker(client, "latency_consume", **told)
+            writer = ground.worker(client, "latency_produce", **told)
+            with all_of((reader, writer)):
+                reader.ready().go()
+                writer.ready().go()
+                writer.result()
+                found = reader.result(30)
+        return {f"{name} ms": found[name] for name in FIGURES}
+
+    return Case(
+        "latency", f"{rate:,}/s, {where}", ARENAS[where], "latency_consume", measure, rate == 1000
+    )
+
+
+def cases(plan: Plan) -> list[Case]:
+    """1,000 and 10,000 records a second."""
+    return [case(where, rate, plan) for where in ARENAS for rate in (1000, 10_000)]
