@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.peers import known
 from bench.peers.base import Arena, Client, Running, System, Unsupported
 from bench.results import Results
 from bench.worker import BenchError, Worker, ring_file
@@ -116,14 +117,28 @@ class Ground:
     @property
     def filler(self) -> Client:
         """The client that produces what others only read: the quickest whose records are numbered."""
-        order = ("send_many", "java", "go, fast batches", "redis-py")
+        order = ("send_many", "send", "java", "go, fast batches", "redis-py")
         names = {client.name: client for client in self.system.clients}
         return next(names[name] for name in order if name in names)
 
     @property
     def reader(self) -> Client:
         """The client that reads everything back."""
-        return next(client for client in self.system.clients if "consume" in client.does)
+        found = known()[self.system.name].clients
+        return next(client for client in found if "consume" in client.does)
+
+
+def warm_up(ground: Ground) -> None:
+    """Some records through servers that are slow until they have compiled themselves; nobody measures them."""
+    for name in ground.system.warm_with:
+        with (
+            ground.topic() as topic,
+            ground.worker(
+                ground.client(name), "produce", topic=topic, size=100, ring=ground.ring(100),
+                seconds_ms=int(ground.plan.seconds * 1000),
+            ) as worker,
+        ):  # fmt: skip
+            worker.ready().go().result()
 
 
 @dataclass
@@ -159,6 +174,7 @@ class Session:
                 with contextlib.ExitStack() as stack:
                     if arena is not None:
                         ground.running = stack.enter_context(system.start(ground_folder, arena))
+                        warm_up(ground)
                     for case, client in todo:
                         self._measure(run, ground, case, client)
             except Unsupported as reason:

@@ -151,3 +151,26 @@ def lines(results: Results) -> Iterator[str]:
     for one in reached(results):
         sign = "<" if one.bound else ">="
         yield f"{'met ' if one.met else 'BEHIND'}  {one.found:>8.2f} {sign} {one.aimed:<6g} {one.what}"
+
+
+WHY = (
+    ("yardstick", ("The yardstick has no offsets, idempotence, recovery or limits; `send` spends its time in the "
+     "application's own thread, one call a record.")),
+    ("sub-entries", ("A sub-entry is one opaque piece to RabbitMQ's server, which neither looks into it nor gives its "
+     "records offsets of their own until a consumer unpacks it.")),
+    ("latency", ("A batch goes through three threads of a Python node and of each client; the tail is the scheduler's "
+     "on a machine with as many busy processes as cores.")),
+    ("start to the first", "Nearly all of it is the interpreter importing the node's libraries."),
+    ("restart after", "The interpreter's imports, and the scan of what was written since the last checkpoint."),
+    ("Redis", "Redis has one process, in C, that keeps the log in memory and appends commands to a file."),
+    ("consumers", "Producer, node and consumers share two cores; decoding into `Record` objects takes them."),
+    ("three replicas", "Three nodes in Python and the producer share two cores, and one disk."),
+    ("replay", "Decoding MessagePack into `Record` objects bounds it."),
+    ("fail-over", "A frozen leader is noticed when its session ends, after a second."),
+)  # fmt: skip
+"""Why zbroker is behind where it is, by a word of the target."""
+
+
+def why_behind(what: str) -> str:
+    """A sentence."""
+    return next((why for word, why in WHY if word in what), "")

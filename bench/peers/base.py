@@ -105,6 +105,8 @@ class System(Protocol):
     name: str
     title: str
     clients: tuple[Client, ...]
+    warm_with: tuple[str, ...]
+    """Clients that produce for a while before anything is measured."""
 
     def why_not(self) -> str | None:
         """A sentence, where it is not installed."""

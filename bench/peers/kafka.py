@@ -39,6 +39,7 @@ class Kafka:
 
     name = "kafka"
     title = "Kafka"
+    warm_with: tuple[str, ...] = ("java", "confluent-kafka")
     clients = (
         Client(
             "java",

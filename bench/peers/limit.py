@@ -13,6 +13,7 @@ class Limit:
 
     name = "limit"
     title = "the yardstick"
+    warm_with: tuple[str, ...] = ()
     clients = (
         Client(
             "pipeline", load_command("limit", sys.executable), frozenset({"produce"}), python=True

@@ -24,6 +24,7 @@ class Nats:
 
     name = "nats"
     title = "NATS JetStream"
+    warm_with: tuple[str, ...] = ()
     clients = (
         Client(
             "go, fast batches", GO,

@@ -37,6 +37,7 @@ class RabbitMQ:
 
     name = "rabbitmq"
     title = "RabbitMQ Streams"
+    warm_with: tuple[str, ...] = ("java",)
     clients = (
         Client("java", JAVA, PRODUCES | READS, told=WARM),
         Client("java, sub-entries of 100", JAVA, PRODUCES, told={**WARM, "sub": 100}),

@@ -26,6 +26,7 @@ class Redis:
 
     name = "redis"
     title = "Redis Streams"
+    warm_with: tuple[str, ...] = ()
     clients = (
         Client(
             "redis-benchmark -c 50 -P 64", LOAD, frozenset({"produce"}), told={"client": "benchmark"}

@@ -31,6 +31,7 @@ class ZBroker:
 
     name = "zbroker"
     title = "zbroker"
+    warm_with: tuple[str, ...] = ()
     clients = (
         Client("send", LOAD, ACTIONS | PRODUCE, python=True, told={"client": "send"}),
         Client("send_many", LOAD, PRODUCE | {"live"}, python=True, told={"client": "send_many"}),
