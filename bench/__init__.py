@@ -1,5 +1,6 @@
-"""What zbroker costs and how fast it is, measured: each module is a command, `python -m bench.NAME --help`.
+"""What zbroker costs and how fast it is, measured beside others: `python -m bench --help`.
 
-`pipeline` is the yardstick, the smallest thing over the same libraries that still does a broker's work; `one_node`
-measures one producer, one node and one consumer against it in the same run. Only ratios of one run count.
+A package of its own, which is not installed and imports only zbroker's public face. `frame` runs what `scenarios` and
+`peers` describe, `report` writes what was found into README and docs. Modules that are commands of their own measure
+one thing each: `python -m bench.NAME --help`. Only ratios of one run count.
 """

@@ -10,7 +10,8 @@ replica. A cluster of N equal nodes whose partitions are spread evenly carries w
     network  what a node takes in, and what it sends out, each as fast as its card
     disk     what all replicas write, as fast as a disk flushes
 
-The check runs nodes and producer on this machine's cores, where all CPU time comes out of one purse.
+The check runs nodes and producer on this machine's cores, where all CPU time comes out of one purse: it compares the
+CPU time of a record, which other work hardly changes, and the rate, which it does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.costs import BATCH_SIZES, READERS
+from bench.costs import BATCH_SIZES, READERS, node_seconds
 from bench.results import head, significant
 from zbroker import Producer, __version__
 from zbroker.testing.nodes import ClusterProcesses
@@ -158,8 +159,8 @@ def predicted(costs: Costs, nodes: int, size: int, cores: int) -> float:
     return min(1 / client, cores / (client + lead + (nodes - 1) * follow))
 
 
-def measured(nodes: int, size: int) -> float:
-    """The same, in truth."""
+def measured(nodes: int, size: int) -> tuple[float, float]:
+    """The same in truth, and the CPU seconds of a record in all processes together."""
     values = [os.urandom(size)] * 5000
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
@@ -169,15 +170,19 @@ def measured(nodes: int, size: int) -> float:
         cluster.wait_until_healed()
         with Producer(cluster.servers) as producer:
             producer.send("t", values[0]).result(10)
-            start, records = time.perf_counter(), 0
+            before, start, records = _spent(cluster), time.perf_counter(), 0
             while time.perf_counter() - start < CHECK_S:
                 producer.send_many("t", values)
                 records += len(values)
             producer.flush()
-            took = time.perf_counter() - start
+            took, cpu = time.perf_counter() - start, _spent(cluster) - before
         there = cluster.admin.describe_topic("t").partitions[0].high_watermark
         assert there == records + 1, f"{there} records are there, sent {records + 1}"
-    return records / took
+    return records / took, cpu / records
+
+
+def _spent(cluster: ClusterProcesses) -> float:
+    return time.process_time() + sum(node_seconds(node.pid) for node in cluster.nodes.values())
 
 
 def checks(costs: Costs) -> Iterator[dict[str, Any]]:
@@ -185,10 +190,14 @@ def checks(costs: Costs) -> Iterator[dict[str, Any]]:
     cores = os.cpu_count() or 1
     for size in (100, 1024):
         for nodes in (1, 2, 3):
-            said, found = predicted(costs, nodes, size, cores), measured(nodes, size)
+            lead, follow = a_record(costs, nodes, size)
+            cpu = sum(costs.client[size]) + lead + (nodes - 1) * follow
+            rate, spent = measured(nodes, size)
             yield {
-                "nodes": nodes, "size": size, "predicted": significant(said), "measured": significant(found),
-                "ratio": round(said / found, 2),
+                "nodes": nodes, "size": size, "cpu_predicted_ns": significant(cpu * 1e9, 3),
+                "cpu_measured_ns": significant(spent * 1e9, 3), "cpu_ratio": round(cpu / spent, 2),
+                "predicted": significant(predicted(costs, nodes, size, cores), 3),
+                "measured": significant(rate, 3),
             }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ class Target(NamedTuple):
     Attributes:
         what: in words.
         case: scenario and case of zbroker's figure.
-        client: zbroker's client.
+        client: zbroker's client; the fastest, if left empty.
         metric: which figure.
         other: the system that it is compared with.
         least: the ratio that is aimed at.
@@ -80,10 +80,10 @@ TARGETS = (
     Target("latency at 1,000/s, p99, beside Kafka", ONE, "send", "p99 ms", "kafka", 1.0),
     Target("latency of three replicas, p50, beside NATS", THREE, "send", "p50 ms", "nats", 1.0),
     Target("latency of three replicas, p99, beside NATS", THREE, "send", "p99 ms", "nats", 0.5),
-    Target("four consumers in Python beside RabbitMQ's in Java", FAN, "send", DELIVERED, "rabbitmq", 1.5),
-    Target("four consumers beside Kafka", FAN, "send", DELIVERED, "kafka", 2.4),
-    Target("four consumers beside NATS", FAN, "send", DELIVERED, "nats", 5.0),
-    Target("four consumers beside Redis", FAN, "send", DELIVERED, "redis", 5.0),
+    Target("four consumers in Python beside RabbitMQ's in Java", FAN, FASTEST, DELIVERED, "rabbitmq", 1.5),
+    Target("four consumers beside Kafka", FAN, FASTEST, DELIVERED, "kafka", 2.4),
+    Target("four consumers beside NATS", FAN, FASTEST, DELIVERED, "nats", 5.0),
+    Target("four consumers beside Redis", FAN, FASTEST, DELIVERED, "redis", 5.0),
     Target("replay of 100 B beside tuned confluent-kafka", REPLAY, "send", RATE, "kafka", 1.1, "python"),
     Target("replay of 100 B beside Kafka's Java client", REPLAY, "send", RATE, "kafka", 1.1, "java"),
     Target("replay of 100 B beside rstream", REPLAY, "send", RATE, "rabbitmq", 2.5, "python"),
@@ -126,7 +126,7 @@ class Reached(NamedTuple):
 def reached(results: Results) -> Iterator[Reached]:
     """Every target that the results say something about."""
     for target in TARGETS:
-        mine = results.find(*target.case, "zbroker", target.client, target.metric)
+        mine = _mine(results, target)
         other = _other(results, target)
         found = ratio(mine, other) if mine and other else None
         if found is not None:
@@ -135,6 +135,12 @@ def reached(results: Results) -> Iterator[Reached]:
         for row in results.of(*bound.case, bound.metric, "zbroker"):
             met = row.median < bound.most
             yield Reached(bound.what, row.median, bound.most, met, True)
+
+
+def _mine(results: Results, target: Target) -> Row | None:
+    rows = results.of(*target.case, target.metric, "zbroker")
+    rows = [row for row in rows if target.client in (FASTEST, row.client)]
+    return best(rows) if rows else None
 
 
 def _other(results: Results, target: Target) -> Row | None:
@@ -154,20 +160,47 @@ def lines(results: Results) -> Iterator[str]:
 
 
 WHY = (
-    ("yardstick", ("The yardstick has no offsets, idempotence, recovery or limits; `send` spends its time in the "
-     "application's own thread, one call a record.")),
-    ("sub-entries", ("A sub-entry is one opaque piece to RabbitMQ's server, which neither looks into it nor gives its "
-     "records offsets of their own until a consumer unpacks it.")),
-    ("latency", ("A batch goes through three threads of a Python node and of each client; the tail is the scheduler's "
-     "on a machine with as many busy processes as cores.")),
-    ("start to the first", "Nearly all of it is the interpreter importing the node's libraries."),
-    ("restart after", "The interpreter's imports, and the scan of what was written since the last checkpoint."),
-    ("Redis", "Redis has one process, in C, that keeps the log in memory and appends commands to a file."),
-    ("consumers", "Producer, node and consumers share two cores; decoding into `Record` objects takes them."),
-    ("three replicas", "Three nodes in Python and the producer share two cores, and one disk."),
-    ("replay", "Decoding MessagePack into `Record` objects bounds it."),
-    ("fail-over", "A frozen leader is noticed when its session ends, after a second."),
-)  # fmt: skip
+    (
+        "yardstick",
+        "The yardstick has no offsets, idempotence, recovery or limits, and its loop makes no delivery a record.",
+    ),
+    (
+        "sub-entries",
+        "To RabbitMQ's server a sub-entry is one opaque piece: a hundred records cost it what one does.",
+    ),
+    ("three replicas", "Three nodes in Python and the producer share two cores and one disk."),
+    (
+        "latency",
+        "A batch crosses three threads in Python on its way; where cores are scarce, each waits for its turn.",
+    ),
+    (
+        "start to the first",
+        "Nearly all of it is the interpreter importing what node and client need.",
+    ),
+    (
+        "restart after",
+        "The interpreter's imports, and the scan of what was written since the last checkpoint.",
+    ),
+    ("SIGSTOP", "A frozen leader is noticed when its session ends, after a second."),
+    (
+        "kill -9",
+        "A refused connect, an appointment and two flushes at a majority; a loaded disk makes them longer.",
+    ),
+    (
+        "consumers",
+        "Producer, node and consumers share the cores; decoding into `Record` objects takes most of them.",
+    ),
+    (
+        "replay",
+        "One consumer's thread decodes MessagePack and makes `Record` objects, which bounds it.",
+    ),
+    ("100 B", "The application's own thread bounds `send`: one call of Python a record."),
+    (
+        "1 KiB",
+        "Bytes are copied from process to process and into the file; what is left is `send` itself.",
+    ),
+    ("idle memory", "An interpreter with ZeroMQ's and the codecs' libraries."),
+)
 """Why zbroker is behind where it is, by a word of the target."""
 
 
