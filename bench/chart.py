@@ -50,7 +50,7 @@ PANELS = (
     Panel("Live, four consumers", ("fanout", "4 consumers"), "delivered/s", "records delivered a second"),
     Panel("Replay, 100 B", ("replay", "100 B, warm"), RATE, "records a second, one consumer"),
     Panel("Latency, 99th percentile", ("latency", "1,000/s, one node, fsync interval"), "p99 ms",
-          "from when a record is due to a live consumer, 1,000 a second"),
+          "due to delivered, at 1,000 records a second"),
     Panel("The leader is killed", ("leader_goes", "kill -9"), "gap ms", "until records are acknowledged again"),
     Panel("Start", ("startup", "one node"), "s", "from nothing to the first acknowledged record"),
     Panel("Idle", ("idle", "one node"), "MiB", "memory of one node"),

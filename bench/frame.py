@@ -107,7 +107,7 @@ class Ground:
 
     def ring(self, size: int, lanes: int = 1) -> Path:
         """The values that producers send; the more partitions, the longer, so that order can be told."""
-        length = RING if lanes == 1 else RING * 16
+        length = RING if lanes == 1 else RING * 64
         return ring_file(self.folder, size, max(256, min(length, RING_BYTES_MAX // size)))
 
     def client(self, name: str) -> Client:

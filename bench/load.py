@@ -98,7 +98,7 @@ class Checker:
     """What was read, against what producers sent: nothing lost, doubled, changed or out of order.
 
     With one partition each record's number follows the last of its producer. With several, numbers of a producer only
-    grow within a partition (by less than half of the ring), and each number comes as often as any other.
+    grow within a partition (by less than three quarters of the ring), and each number comes as often as any other.
     """
 
     def __init__(self, told: Told) -> None:
@@ -131,7 +131,7 @@ class Checker:
             last = self._last.get((lane, producer), -1 if self._strict else None)
             if last is not None:
                 step = (number - last) % length or length
-                if step != 1 and (self._strict or step > length // 2):
+                if step != 1 and (self._strict or step > length * 3 // 4):
                     raise ValueError(
                         f"{lane}: after {last} of producer {producer} came {number}: lost, doubled or out of order"
                     )

@@ -18,7 +18,7 @@ from zbroker.testing.nodes import ClusterProcesses
 LOAD = load_command("zb", sys.executable)
 ACTIONS = frozenset(
     {
-        "consume", "live", "latency_produce", "latency_consume", "failover", "failover_read", "first",
+        "live", "latency_produce", "latency_consume", "failover", "failover_read", "first",
         "again", "crowd", "produce_topics",
     }
 )  # fmt: skip
@@ -43,6 +43,7 @@ class ZBroker:
             "AsyncProducer.send_many", LOAD, frozenset({"produce_async"}), python=True,
             told={"client": "AsyncProducer.send_many"},
         ),
+        Client("Consumer", LOAD, frozenset({"consume"}), python=True, told={"client": "Consumer"}),
         Client(
             "AsyncConsumer", LOAD, frozenset({"consume_async"}), python=True,
             told={"client": "AsyncConsumer"},

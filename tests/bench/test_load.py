@@ -13,12 +13,12 @@ from bench import load
 from bench.load import Told
 from bench.worker import BenchError, Worker, ring_file
 
-SIZE, LENGTH = 20, 8
+SIZE, LENGTH = 20, 16
 
 
 @pytest.fixture
 def told(tmp_path: Path) -> Told:
-    return Told([f"ring={ring_file(tmp_path, SIZE, LENGTH)}", f"size={SIZE}", "counts=20"])
+    return Told([f"ring={ring_file(tmp_path, SIZE, LENGTH)}", f"size={SIZE}", "counts=40"])
 
 
 def sent(told: Told, count: int, producer: int = 0) -> list[bytes]:
@@ -27,11 +27,11 @@ def sent(told: Told, count: int, producer: int = 0) -> list[bytes]:
 
 
 def test_what_was_sent_passes(told: Told) -> None:
-    checker, values = load.Checker(told), sent(told, 20)
+    checker, values = load.Checker(told), sent(told, 40)
     checker.take(0, [load.warm_value(told), *values[:7]])
     checker.take(0, values[7:])
-    checker.finish([20])
-    assert (checker.records, checker.warm) == (20, 1)
+    checker.finish([40])
+    assert (checker.records, checker.warm) == (40, 1)
 
 
 def spoil_lost(values: list[bytes]) -> list[bytes]:
@@ -58,42 +58,42 @@ SPOILS = [spoil_lost, spoil_doubled, spoil_reordered, spoil_changed, spoil_end]
 
 
 @pytest.mark.parametrize("spoil", SPOILS)
-@pytest.mark.parametrize("counts", ["20", "20,20"])
+@pytest.mark.parametrize("counts", ["40", "40,40"])
 def test_what_is_spoilt_is_found(told: Told, spoil: object, counts: str) -> None:
     told._values["counts"] = counts
     checker = load.Checker(told)
-    others = sent(told, 20, 1) if "," in counts else []
+    others = sent(told, 40, 1) if "," in counts else []
     with pytest.raises(ValueError):  # noqa: PT012 (some are found at once, some at the end)
-        checker.take(0, [*others, *spoil(sent(told, 20))])  # type: ignore[operator]
+        checker.take(0, [*others, *spoil(sent(told, 40))])  # type: ignore[operator]
         checker.finish(load.counts_of(told))
 
 
 @pytest.mark.parametrize("spoil", SPOILS)
 def test_what_is_spoilt_is_found_in_several_partitions(told: Told, spoil: object) -> None:
     told._values["lanes"] = 2
-    values = sent(told, 20)
+    values = sent(told, 40)
     good = load.Checker(told)
     for lane in (0, 1):
         good.take(lane, values[lane::2])
-    good.finish([20])
+    good.finish([40])
     bad = load.Checker(told)
     with pytest.raises(ValueError):  # noqa: PT012
         for lane in (0, 1):
             bad.take(lane, spoil(values)[lane::2])  # type: ignore[operator]
-        bad.finish([20])
+        bad.finish([40])
 
 
 @pytest.mark.parametrize("spoil", [spoil_lost, spoil_doubled, spoil_end])
 def test_ends_see_that_records_are_missing_or_too_many(told: Told, spoil: object) -> None:
-    values = sent(told, 20)
+    values = sent(told, 40)
     good = load.Ends(told)
     good.take(None, [load.warm_value(told), *values[:11]])
     good.take(None, values[11:])
-    good.finish([20])
+    good.finish([40])
     bad = load.Ends(told)
     with pytest.raises(ValueError):  # noqa: PT012
         bad.take(None, spoil(values))  # type: ignore[operator]
-        bad.finish([20])
+        bad.finish([40])
 
 
 class Clock:
@@ -164,7 +164,7 @@ load.main({{"consume": consume}})
 """
 
 
-@pytest.mark.parametrize("reads", [8, 7])
+@pytest.mark.parametrize("reads", [16, 15])
 def test_a_generator_that_loses_a_record_fails(tmp_path: Path, reads: int) -> None:
     script = tmp_path / "generator.py"
     script.write_text(GENERATOR.format(root=str(Path(load.__file__).parents[1])))
@@ -175,7 +175,7 @@ def test_a_generator_that_loses_a_record_fails(tmp_path: Path, reads: int) -> No
         if reads == LENGTH:
             assert worker.result(30)["records"] == 0, "counted from the first piece on"
         else:
-            with pytest.raises(BenchError, match="7 records came, sent 8"):
+            with pytest.raises(BenchError, match="15 records came, sent 16"):
                 worker.result(30)
 
 

@@ -103,7 +103,7 @@ final class Words {
             if (before != null) {
                 int step = Math.floorMod(number - before, length);
                 if (step == 0) step = length;
-                if (step != 1 && (strict || step > length / 2))
+                if (step != 1 && (strict || step > length * 3 / 4))
                     throw new IllegalStateException("after " + before + " of producer " + producer + " came " + number);
             }
             if (!Arrays.equals(value, 1, value.length, ring[number], 1, value.length))

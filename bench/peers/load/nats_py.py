@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import time
 from typing import Any
 
@@ -24,6 +25,17 @@ IN_FLIGHT = 4000
 async def connect(told: Told, **options: Any) -> Any:
     """A connection to the first server."""
     return await nats.connect(f"nats://{str(told.servers).split(',')[0]}", **options)
+
+
+async def connect_to_new(told: Told) -> Any:
+    """A connection as soon as somebody listens; the library itself would wait two seconds after a refusal."""
+    host, _, port = str(told.servers).partition(",")[0].partition(":")
+    while True:
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+            return await connect(told, allow_reconnect=False, connect_timeout=2, error_cb=_ignore)
+        except Exception:
+            await asyncio.sleep(0.002)
 
 
 class Publisher:
@@ -174,8 +186,8 @@ async def again(told: Told) -> dict[str, Any]:
     """An acknowledged record to a stream that is there, as soon as there is a server."""
     await asyncio.to_thread(load.gate)
     while True:
+        link = await connect_to_new(told)
         try:
-            link = await connect(told, allow_reconnect=False, connect_timeout=2, error_cb=_ignore)
             await link.jetstream(timeout=5).publish(f"{told.topic}.x", b"again")
             return {"end": time.monotonic_ns()}
         except Exception:
@@ -185,12 +197,7 @@ async def again(told: Told) -> dict[str, Any]:
 async def first(told: Told) -> dict[str, Any]:
     """A stream and its first acknowledged record, as soon as there is a server."""
     await asyncio.to_thread(load.gate)
-    while True:
-        try:
-            link = await connect(told, allow_reconnect=False, connect_timeout=2, error_cb=_ignore)
-            break
-        except Exception:
-            await asyncio.sleep(0.002)
+    link = await connect_to_new(told)
     js = link.jetstream(timeout=60)
     await js.add_stream(name=told.topic, subjects=[f"{told.topic}.>"])
     await js.publish(f"{told.topic}.x", b"first")
