@@ -163,7 +163,7 @@ class History:
         )
         header = batches.read_header(batch)
         assert log.producers.check(header) is None
-        log.append(batch, header)
+        log.append(batch, header, lazily=header.base_offset // 8 % 2 == 1)
         self.past.append((header, bytes(batch)))
         self.epoch = header.leader_epoch
 

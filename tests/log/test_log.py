@@ -20,7 +20,7 @@ from zbroker.log import (
     delete_folder,
 )
 from zbroker.log.requests import Upkeep, Write
-from zbroker.log.storage import Completion
+from zbroker.log.storage import Completion, execute
 from zbroker.protocol import batch as batches
 
 
@@ -102,6 +102,55 @@ def test_without_fsync_always_an_append_counts_as_written_first(world: World, fs
     assert world.log.flushed_offset == 0
     world.tick(1000)
     assert world.log.flushed_offset == (2 if fsync == "interval" else 0)
+
+
+def test_what_nobody_waits_for_is_flushed_many_batches_at_a_time(simulated: World) -> None:
+    """It counts as flushed only once it is, and whatever somebody waits for takes all before it along."""
+    world = simulated
+    world.open(settings(segment_size=1 << 30))
+    world.fill(1)
+    flushes = world.disk.flushes
+    for _ in range(8):
+        world.append(size=100 << 10, lazily=True)
+        world.run()
+    assert (world.log.written_offset, world.log.flushed_offset) == (9, 1)
+    assert world.disk.flushes == flushes
+    for _ in range(3):
+        world.append(size=100 << 10, lazily=True)
+        world.run()
+    assert (world.log.written_offset, world.log.flushed_offset) == (12, 12), "a mebibyte and more"
+    assert world.disk.flushes == flushes + 1
+    world.append(lazily=True)
+    world.run()
+    world.tick(900)
+    assert world.log.flushed_offset == 12
+    world.tick(100)
+    assert world.log.flushed_offset == 13, "a second has passed"
+    world.append(lazily=True)
+    world.run()
+    world.append()
+    world.run()
+    assert world.log.flushed_offset == 15
+    assert world.read_all() == (world.kept(), [])
+
+
+def test_what_nobody_waits_for_and_is_not_flushed_does_not_grow_without_end(
+    simulated: World,
+) -> None:
+    world = simulated
+    world.open(settings(segment_size=1 << 30))
+    world.fill(1)
+    written = world.log.written_offset
+    for _ in range(40):
+        world.append(size=100 << 10, lazily=True)
+        for request in [each for each in world.storage._waiting if isinstance(each, Write)]:
+            world.storage._waiting.remove(request)
+            world.deliver(execute(world.files, request))
+    assert any(isinstance(each, Upkeep) for each in world.storage._waiting), "it takes its time"
+    assert 20 < world.log.written_offset - written < 36
+    world.run()
+    assert world.log.written_offset - written == 40
+    assert world.read_all() == (world.kept(), [])
 
 
 def test_never_flushes_in_the_background_once_much_is_unflushed(simulated: World) -> None:

@@ -149,10 +149,10 @@ class World:
         )
         return batch, batches.read_header(batch)
 
-    def append(self, records: int = 1, **options: Any) -> BatchHeader:
+    def append(self, records: int = 1, *, lazily: bool = False, **options: Any) -> BatchHeader:
         """Appends a batch without waiting for anything."""
         batch, header = self.make(records, **options)
-        self.log.append(batch, header)
+        self.log.append(batch, header, lazily=lazily)
         self.appended.append((header, bytes(batch)))
         return header
 

@@ -81,13 +81,31 @@ def test_what_it_takes_and_says() -> None:
     first, *later = bench.run()
     assert (first.status, first.end) == ("ok", 0)
     assert later[-1].begun == 5
-    bench.hear(1, 0, bytes(batch(0)), bytes(batch(1)), high_watermark=9)
+    bench.hear(1, 0, bytes(batch(0)), bytes(batch(1)), high_watermark=2)
     assert bench.said == [], "nothing is acknowledged before it is written"
     acknowledged = [(said.written, said.flushed) for said in bench.run()]
     assert acknowledged[-1] == (2, 2)
     assert acknowledged == sorted(acknowledged)
     assert bench.follower is not None
+    assert bench.follower.high_watermark == 2
+    bench.hear(1, 2, high_watermark=9)
     assert bench.follower.high_watermark == 2, "no more than it has"
+
+
+def test_what_was_committed_without_it_is_flushed_later_and_acknowledged_as_what_it_is() -> None:
+    bench = Bench()
+    bench.hear(1, 0, probe=True, epochs=[(5, 0)], high_watermark=0)
+    bench.run()
+    flushes = bench.disk.flushes
+    bench.hear(1, 0, bytes(batch(0)), bytes(batch(1)), high_watermark=4)
+    said = bench.run()[-1]
+    assert (said.written, said.flushed) == (2, 0)
+    assert bench.disk.flushes == flushes
+    bench.hear(1, 2, bytes(batch(2)), bytes(batch(3)), high_watermark=4)
+    said = bench.run()[-1]
+    assert (said.written, said.flushed) == (4, 4), (
+        "it has all that is committed: this may be waited for"
+    )
 
 
 def test_an_epoch_counts_as_begun_only_once_that_is_on_disk() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from zbroker.errors import ZBrokerError
+from zbroker.protocol.batch import Buffer
 
 
 class Opened(msgspec.Struct):
@@ -52,7 +53,7 @@ class ReadDone(msgspec.Struct):
     token: Any
     base: int
     next: int
-    chunk: bytes
+    chunk: Buffer
     error: ZBrokerError | None = None
 
 

@@ -98,6 +98,12 @@ RUN_MAX = 8 << 20
 """Bytes that one write request covers at most, unless a batch alone is larger."""
 UNFLUSHED_MAX = 16 << 20
 """Bytes beyond which a flush is started beside the writes, so that sealing a segment finds little left."""
+LAZY_FLUSH = 1 << 20
+"""Bytes that nobody waits for to be flushed, after which they are: in pieces that delay other flushes little."""
+LAZY_MAX = 2 * LAZY_FLUSH
+"""Such bytes that may be written beside a flush: what is not on disk yet does not grow without end."""
+LAZY_MS = 1000
+"""How long what nobody waits for stays unflushed where no more comes, ms."""
 CHECKPOINT_BYTES = 64 << 20
 CHECKPOINT_BATCHES = 50_000
 """What is written at most before a checkpoint: what a restart may have to scan."""
@@ -118,6 +124,7 @@ class Run(msgspec.Struct, eq=False):
     epoch: int = -1
     anyway: bool = True
     buffers: list[Buffer] = []
+    lazy: bool = True
     size: int = 0
     batches: int = 0
     end_offset: int = 0
@@ -179,6 +186,7 @@ class Log:
         self._upkeep: Request | None = None
         self._unflushed: dict[int, int] = {}
         self._unflushed_bytes = 0
+        self._lazy = False
         self._creations = self._creations_flushed = 0
         self._marked = False
         self._snapshots: list[int] = []
@@ -261,12 +269,13 @@ class Log:
 
     # Appending ---
 
-    def append(self, batch: Buffer, header: BatchHeader) -> None:
+    def append(self, batch: Buffer, header: BatchHeader, *, lazily: bool = False) -> None:
         """Takes a stamped batch that continues the log; nobody changes its bytes from now on.
 
         Args:
             batch: the whole batch.
             header: its header, as stamped: base offset `end_offset`, epoch and append time not falling.
+            lazily: nobody waits for its flush, in whatever mode: many such batches are flushed at a time.
         """
         offset, size, time = self.end_offset, len(batch), header.append_time
         assert self.state == "open", self.state
@@ -290,6 +299,8 @@ class Log:
         index.add(offset, position, size, header.latest_timestamp)
         self.producers.append(header)
         run.buffers.append(batch)
+        run.lazy = run.lazy and lazily
+        self._lazy = lazily
         run.size += size
         run.batches += 1
         run.end_offset = self.end_offset = offset + header.span
@@ -312,6 +323,7 @@ class Log:
         if epoch != self.last_epoch:
             self._assign_epoch(epoch)
         self._queue_epoch(epoch, anyway)
+        self._lazy = False
         self._proceed()
 
     def _queue_epoch(self, epoch: int, anyway: bool) -> None:
@@ -365,13 +377,17 @@ class Log:
         """Sends the next run on its way, unless one is under way or something has to come first."""
         if self._writing is not None or not self._runs or self.full or not self._may_change():
             return
-        run = self._runs.popleft()
+        run = self._runs[0]
+        lazy = run.lazy and run.segment is not None and self.settings.fsync == "always"
+        if lazy and self._upkeep is not None and self._unflushed_bytes >= LAZY_MAX:
+            return
+        self._runs.popleft()
         if run is self._run:
             self._run = None
         self._writing = run
         segment = run.segment
         flush: list[int] = []
-        if segment is not None and self.settings.fsync == "always":
+        if segment is not None and self.settings.fsync == "always" and not lazy:
             flush = [base for base in self._unflushed if base != segment.base] + [segment.base]
         epochs = None
         if self._epochs_unsaved:
@@ -606,9 +622,12 @@ class Log:
             return False
         if self._unflushed_bytes >= UNFLUSHED_MAX:
             return True
+        waited = self._now - self._flushed_at
+        if self.settings.fsync == "always" and self._lazy:
+            return self._unflushed_bytes >= LAZY_FLUSH or waited >= LAZY_MS
         if self.settings.fsync == "always":
             return self._writing is None
-        due = self._now - self._flushed_at >= self.settings.fsync_interval
+        due = waited >= self.settings.fsync_interval
         return self.settings.fsync == "interval" and due
 
     def _start_upkeep(self, purpose: Purpose) -> None:

@@ -26,11 +26,14 @@ from zbroker.protocol.batch import (
     APPEND_TIME,
     HEADER_SIZE,
     BatchHeader,
+    Buffer,
     decode_records,
     payload_intact,
 )
 
 _LOOKAHEAD = 4096
+VIEW_MIN = 64 << 10
+"""Bytes from which on a part of what was read is not copied out of it."""
 
 
 class Place(msgspec.Struct):
@@ -49,7 +52,7 @@ class Place(msgspec.Struct):
 class Span(msgspec.Struct):
     """What a read found: `chunk` holds the batches from `base` to `next`, which end at `position` in the file."""
 
-    chunk: bytes
+    chunk: Buffer
     base: int
     next: int
     position: int
@@ -135,7 +138,10 @@ class Read(Request):
             header = header_at(data, at, bounds, exact=True)
         if at == first:
             return None
-        chunk = data if not first and at == len(data) else data[first:at]
+        chunk: Buffer = data
+        if first or at < len(data):
+            # To keep a few bytes that nobody wants is less work than to copy many.
+            chunk = data[first:at] if at - first < VIEW_MIN else memoryview(data)[first:at]
         return Span(chunk, base, bounds.offset, start + at)
 
     def _damage(self, files: Files, path: str) -> DataDamaged:

@@ -188,7 +188,8 @@ class Follower:
                 self._fall_idle("gap")
                 return
             self._begin_epochs(message.epochs)
-            log.append(batch, header)
+            # What was committed without this replica waits for nobody's flush.
+            log.append(batch, header, lazily=header.next_offset < message.high_watermark)
         self._begin_epochs(message.epochs)
         self._make_epoch_durable()
         self._learn(message)
