@@ -57,12 +57,11 @@ class Place(NamedTuple):
 
     def segments(self) -> list[str]:
         """The segments' paths, under the root, in order."""
-        from zbroker.log import names
+        from zbroker.log.compacted import segment_paths
 
         if self.segment is not None:
             return [self.segment]
-        bases = names.offsets(self.files.list(self.folder), names.LOG)
-        return [names.path(self.folder, base, names.LOG) for base in bases]
+        return [path for _, path in segment_paths(self.files, self.folder)]
 
 
 def find(path: Path) -> list[Place]:

@@ -5,7 +5,8 @@ Decisions are made by `Log`, a protocol machine over the `Storage` port; everyth
 `Request` that a storage runs elsewhere. Never reads a clock, never opens a file itself, starts no thread.
 
 The tour, from the outside in: `log` (the machine), `storage` (the port), `requests` (the file work of each
-operation), `recovery` (opening after whatever happened), `reading`, and under them `segment`, `index`, `epochs`,
+operation), `recovery` (opening after whatever happened), `reading`, `compactor` (when and beside what a log is
+compacted) with `compaction` (how) and `compacted` (what is on disk of it), and under them `segment`, `index`, `epochs`,
 `producers`, `checkpoint`, `envelope` and `names`. `inspect` looks at a folder offline.
 """
 
@@ -13,6 +14,7 @@ from zbroker.log.events import (
     AppendFailed,
     Broken,
     Closed,
+    CompactionDone,
     EpochBegun,
     Event,
     Found,
@@ -31,6 +33,7 @@ __all__ = [
     "AppendFailed",
     "Broken",
     "Closed",
+    "CompactionDone",
     "Completion",
     "Duplicate",
     "EpochBegun",

@@ -1,7 +1,9 @@
 """Two copies of one log, offline: whether their batches are the same, byte for byte, where both have some.
 
 Owns the rule that makes copies equal: over their common range of offsets, above the later log start, the same batches
-stand in the same order. Where files begin and end may differ. Never changes a file, and repairs nothing.
+stand in the same order. Where files begin and end may differ. Each copy is compacted for itself, and what that did is
+marked in the batches (`COMPACTED`): a batch that is marked on one side may lack records there, and before it whole
+batches may be missing; what both have is the same. Never changes a file, and repairs nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from zbroker.errors import InvalidRecord, UnsupportedAttribute
 from zbroker.log.inspect import Damage, ScannedBatch, scan_segment
 from zbroker.log.segment import read_leniently
 from zbroker.log.storage import Files
+from zbroker.protocol.batch import COMPACTED, COMPRESSION_MASK, BatchHeader, decode_records
 
 
 class Copy(NamedTuple):
@@ -62,14 +66,19 @@ def compare(left: Copy, right: Copy) -> Comparison:
     if first >= end:
         return Comparison(first, first)
     ours, theirs = _batches(left, first, end), _batches(right, first, end)
+    mine, other = next(ours, None), next(theirs, None)
     same = 0
-    while True:
-        mine, other = next(ours, None), next(theirs, None)
-        if mine is None and other is None:
-            return Comparison(first, end, same)
-        if mine is None or other is None or not _equal(left, mine, right, other):
+    while mine is not None or other is not None:
+        if _is_missing(mine, other):
+            mine = next(ours, None)
+        elif _is_missing(other, mine):
+            other = next(theirs, None)
+        elif mine is None or other is None or not _equal(left, mine, right, other):
             return Comparison(first, end, same, _difference(mine, other))
-        same += 1
+        else:
+            mine, other = next(ours, None), next(theirs, None)
+            same += 1
+    return Comparison(first, end, same)
 
 
 class _Placed(NamedTuple):
@@ -88,10 +97,38 @@ def _batches(copy: Copy, first: int, end: int) -> Iterator[_Placed]:
             yield _Placed(segment, found)
 
 
-def _equal(left: Copy, mine: _Placed, right: Copy, other: _Placed) -> bool:
-    if mine.batch.header != other.batch.header:
+def _is_missing(mine: _Placed | None, other: _Placed | None) -> bool:
+    """Whether compaction took a batch on the other side, whose next batch says so."""
+    if mine is None or other is None:
         return False
-    return _bytes(left.files, mine) == _bytes(right.files, other)
+    header, following = mine.batch.header, other.batch.header
+    return following.is_compacted and header.next_offset <= following.base_offset
+
+
+def _equal(left: Copy, mine: _Placed, right: Copy, other: _Placed) -> bool:
+    header, theirs = mine.batch.header, other.batch.header
+    if header == theirs:
+        return _bytes(left.files, mine) == _bytes(right.files, other)
+    if not (header.is_compacted or theirs.is_compacted) or _kept(header) != _kept(theirs):
+        return False
+    if not (mine.batch.payload_intact and other.batch.payload_intact):
+        return False
+    try:
+        rows = decode_records(_bytes(left.files, mine), 0, header)
+        others = decode_records(_bytes(right.files, other), 0, theirs)
+    except (InvalidRecord, UnsupportedAttribute):
+        return False
+    pairs = zip(rows, others, strict=True)
+    return all(ours == their for ours, their in pairs if ours is not None and their is not None)
+
+
+def _kept(header: BatchHeader) -> tuple[int, ...]:
+    """What compaction leaves as it is in a batch."""
+    return (
+        header.base_offset, header.span, header.leader_epoch, header.append_time, header.base_timestamp,
+        header.producer_id, header.producer_epoch, header.base_sequence,
+        header.attributes & ~COMPRESSION_MASK, header.stamp_attributes & ~COMPACTED,
+    )  # fmt: skip
 
 
 def _bytes(files: Files, placed: _Placed) -> bytes:

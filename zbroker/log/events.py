@@ -82,6 +82,21 @@ class Truncated(msgspec.Struct):
     error: ZBrokerError | None = None
 
 
+class CompactionDone(msgspec.Struct):
+    """The log is compacted up to `point`, on disk.
+
+    Attributes:
+        read, written: bytes of segments gone through, and of the new ones.
+        removed: records that are gone. `tombstones`: how many wait for the end of their grace.
+    """
+
+    point: int
+    read: int
+    written: int
+    removed: int
+    tombstones: int
+
+
 class Closed(msgspec.Struct):
     """The log is closed; `clean` says whether the next opening can take everything on trust."""
 
@@ -89,5 +104,14 @@ class Closed(msgspec.Struct):
 
 
 Event = (
-    Opened | Broken | AppendFailed | EpochBegun | ReadDone | Found | StartMoved | Truncated | Closed
+    Opened
+    | Broken
+    | AppendFailed
+    | EpochBegun
+    | ReadDone
+    | Found
+    | StartMoved
+    | Truncated
+    | CompactionDone
+    | Closed
 )

@@ -12,7 +12,7 @@ import msgspec
 
 from zbroker.errors import UnsupportedVersion
 from zbroker.log import checkpoint as checkpoints
-from zbroker.log import envelope, epochs, names, producers
+from zbroker.log import compacted, envelope, epochs, names, producers
 from zbroker.log import index as indexes
 from zbroker.log.checkpoint import Checkpoint
 from zbroker.log.epochs import EpochTable
@@ -92,7 +92,8 @@ class Report(msgspec.Struct):
 
 def scan_segment(files: Files, path: str) -> Iterator[ScannedBatch | Damage]:
     """Every batch of a `.log` file in order, with its position, and what is damaged in between."""
-    base = names.offset_of(path.rpartition("/")[2], names.LOG)
+    name = path.rpartition("/")[2].removesuffix(names.TEMPORARY)
+    base = names.offset_of(name, names.LOG)
     size = max(0, files.size(path))
     for found in scan(files, path, 0, size, Bounds(base or 0), payloads=False):
         if isinstance(found, Gap):
@@ -107,12 +108,12 @@ def verify_folder(files: Files, folder: str) -> Report:
     """Reads all of a partition's folder and says what does not fit."""
     report = Report(folder)
     listing = files.list(folder)
-    bases = names.offsets(listing, names.LOG)
+    paths = compacted.segment_paths(files, folder)
     known = _checkpoint(files, report)
-    table = _epochs(files, report, bool(bases))
+    table = _epochs(files, report, bool(paths))
     expected: int | None = None
-    for base in bases:
-        segment = _segment(files, folder, base, table, report)
+    for base, path in paths:
+        segment = _segment(files, path, base, table, report)
         if expected is not None and base != expected:
             report.problems.append(
                 f"offsets {expected} to {base - 1} are missing before {segment.path}"
@@ -122,12 +123,12 @@ def verify_folder(files: Files, folder: str) -> Report:
     if known is not None:
         report.start_offset, report.clean = known.start, known.clean
         report.end_offset = max(report.end_offset, known.start)
-        if bases and report.end_offset < known.offset:
+        if paths and report.end_offset < known.offset:
             report.problems.append(
                 f"the log ends at {report.end_offset}, but offsets below {known.offset} had been on disk"
             )
-    elif bases:
-        report.start_offset = bases[0]
+    elif paths:
+        report.start_offset = paths[0][0]
     _others(files, report, listing)
     return report
 
@@ -168,9 +169,9 @@ def _state(files: Files, path: str, *, whole: bool) -> str:
 
 
 def _segment(
-    files: Files, folder: str, base: int, table: EpochTable | None, report: Report
+    files: Files, path: str, base: int, table: EpochTable | None, report: Report
 ) -> SegmentReport:
-    path = names.path(folder, base, names.LOG)
+    folder = report.folder
     segment, contradicts = SegmentReport(path, base, files.size(path), base), False
     for found in scan_segment(files, path):
         if isinstance(found, Damage):
@@ -229,12 +230,18 @@ def _others(files: Files, report: Report, listing: list[str]) -> None:
                 report.problems.append(f"{path} is damaged; producers are rebuilt from the log")
         elif name == names.FSYNC_FAILED:
             report.problems.append(f"{path}: a flush failed; the next start rewrites the tail")
+        elif name == names.COMPACTION:
+            if compacted.load(files, report.folder) is None:
+                report.problems.append(
+                    f"{path} is damaged; the next start compacts everything again"
+                )
         elif not _ours(name):
             report.others.append(name)
 
 
 def _ours(name: str) -> bool:
     stem = name.removesuffix(names.TEMPORARY)
-    return stem in (names.EPOCHS, names.CHECKPOINT, names.FSYNC_FAILED, "probe") or any(
+    small = (names.EPOCHS, names.CHECKPOINT, names.COMPACTION, names.FSYNC_FAILED, "probe")
+    return stem in small or any(
         names.offset_of(stem, suffix) is not None for suffix in (names.LOG, names.INDEX)
     )

@@ -36,11 +36,15 @@ from zbroker.errors import (
     ZBrokerError,
 )
 from zbroker.log.checkpoint import Checkpoint, SegmentRow
+from zbroker.log.compacted import Compacted
+from zbroker.log.compaction import Slice
+from zbroker.log.compactor import Compactor
 from zbroker.log.epochs import EpochTable
 from zbroker.log.events import (
     AppendFailed,
     Broken,
     Closed,
+    CompactionDone,
     EpochBegun,
     Event,
     Found,
@@ -62,6 +66,7 @@ from zbroker.log.requests import (
     Recover,
     Refuse,
     Restart,
+    Settle,
     Truncate,
     Upkeep,
     Write,
@@ -75,6 +80,7 @@ __all__ = [
     "AppendFailed",
     "Broken",
     "Closed",
+    "CompactionDone",
     "EpochBegun",
     "Event",
     "Found",
@@ -153,6 +159,7 @@ class Log:
         pending_bytes: bytes appended and not written yet.
         full: the last write met a full disk; nothing is taken until `on_tick` has found room.
         producers: idempotence.
+        sealed_below: the checkpoint on disk names all segments that end at or below it, and another one behind them.
     """
 
     def __init__(self, folder: str, settings: LogSettings, storage: Storage) -> None:
@@ -169,6 +176,7 @@ class Log:
         self._storage = storage
         self._epochs = EpochTable()
         self._reads = Reads(self)
+        self._compactor = Compactor(self)
         self._reset()
 
     def _reset(self) -> None:
@@ -196,11 +204,13 @@ class Log:
         self._bytes_since = self._batches_since = 0
         self._checkpoint_due = False
         self._now = 0
+        self.sealed_below = -1
         self._flushed_at = self._checkpoint_at = self._probed_at = 0
         # What waits for its turn.
         self._moves: deque[tuple[Any, int]] = deque()
         self._truncation: tuple[Any, int] | None = None
-        self._restart_epoch = -1
+        self._anew: Restart | None = None
+        self._note: Settle | None = None
         self._close_wanted = False
         self._reads.reset()
 
@@ -234,6 +244,7 @@ class Log:
     def close(self) -> None:
         """Writes, flushes and checkpoints what there is, then forgets it; ends in `Closed`."""
         if self.state == "open":
+            self._compactor.give_up()
             self._move("closing")
             self._proceed()
         elif self.state == "opening":
@@ -262,6 +273,7 @@ class Log:
         self._marked = found.in_use
         self.size = sum(segment.size for segment in self.segments)
         self._plan_from_written()
+        self._compactor.reset(found.compacted)
         if self._close_wanted:
             self._move("closing")
         self._proceed()
@@ -274,14 +286,15 @@ class Log:
 
         Args:
             batch: the whole batch.
-            header: its header, as stamped: base offset `end_offset`, epoch and append time not falling.
+            header: its header, as stamped: base offset `end_offset`, or beyond it behind a gap that compaction left
+                where it was copied from; epoch and append time not falling.
             lazily: nobody waits for its flush, in whatever mode: many such batches are flushed at a time.
         """
-        offset, size, time = self.end_offset, len(batch), header.append_time
+        offset, size, time = header.base_offset, len(batch), header.append_time
         assert self.state == "open", self.state
         assert not self.full, "a full log takes nothing"
         assert self._truncation is None, "a log that is being truncated takes nothing"
-        assert header.base_offset == offset, (header.base_offset, offset)
+        assert header.continues(self.end_offset), (offset, self.end_offset)
         assert header.payload_length + HEADER_SIZE == size, (header.payload_length, size)
         assert time >= self.last_append_time, (time, self.last_append_time)
         if header.leader_epoch != self.last_epoch:
@@ -311,6 +324,15 @@ class Log:
         if self._writing is None:
             self._write_next()
 
+    def know_epochs(self, epochs: list[tuple[int, int]]) -> None:
+        """Epochs (epoch, start offset) that begin in a gap before the batch that is appended next.
+
+        They are on disk before it is, and where it is not kept they begin at the log's end at most.
+        """
+        for epoch, start in epochs:
+            assert start > self.end_offset, (start, self.end_offset)
+            self._assign_epoch(epoch, start)
+
     def begin_epoch(self, epoch: int, *, anyway: bool = True) -> None:
         """Lets an epoch begin at the log's end, on disk even if no record follows; ends in `EpochBegun`.
 
@@ -339,9 +361,9 @@ class Log:
         )
         self._run = None
 
-    def _assign_epoch(self, epoch: int) -> None:
+    def _assign_epoch(self, epoch: int, start: int | None = None) -> None:
         assert epoch > self.last_epoch, (epoch, self.last_epoch)
-        self._epochs.assign(epoch, self.end_offset)
+        self._epochs.assign(epoch, self.end_offset if start is None else start)
         self.last_epoch = epoch
         self._epochs_unsaved = True
         self._run = None  # so that the entry is on disk before the run that has its first batch
@@ -540,10 +562,18 @@ class Log:
         if expired or (age is not None and wall - active.first_append_time > age):
             self._roll()
 
+    def roll(self, wall: int) -> None:
+        """Rolls the active segment where it has to go by age: only what is sealed is compacted."""
+        if self.state == "open" and not self.cutting:
+            self._roll_by_age(-1, wall)
+            self._proceed()
+
     def alter(self, settings: LogSettings) -> None:
         """New settings from now on; what `fsync: always` now asks for is flushed at once."""
         assert settings.lane == self.settings.lane
         self.settings = settings
+        if not settings.compact:
+            self._compactor.give_up()
         self.producers.expiry = settings.producer_expiry
         self._proceed()
 
@@ -577,14 +607,19 @@ class Log:
         if self.state not in ("open", "closing"):
             return
         self._write_next()
+        self._compactor.proceed()
         if self._upkeep is not None:
             return
         still = self._writing is None and (not self._runs or self.full)
+        still = still and not self._compactor.busy
         if self._truncation is not None:
             if still:
                 self._start_truncation(*self._truncation)
         elif self._moves:
             self._start_upkeep("move")
+        elif self._compactor.wants_exchange and self.state == "open":
+            if self._reads.hold(*self._compactor.span):
+                self._start_upkeep("exchange")
         elif self.state == "closing":
             if still and self._marked:
                 self._start_upkeep("close")
@@ -630,6 +665,11 @@ class Log:
         due = waited >= self.settings.fsync_interval
         return self.settings.fsync == "interval" and due
 
+    def want_checkpoint(self) -> None:
+        """A checkpoint is to be saved soon."""
+        self._checkpoint_due = True
+        self._proceed()
+
     def _start_upkeep(self, purpose: Purpose) -> None:
         """One upkeep request, of all that is written now."""
         request = Upkeep(
@@ -654,6 +694,8 @@ class Log:
             start = max(start, min(self._moves[0][1], self.written_offset))
             request.segments = [s.base for s in self.segments[:-1] if s.end <= start]
             self._reads.going_below = start
+            if request.segments:
+                self._compactor.give_up()
         rows = [segment for segment in self.segments if segment.base not in request.segments]
         request.snapshots = list(self._rolled)
         changes = self.producers.changes
@@ -666,6 +708,8 @@ class Log:
         request.changes = changes if self.written_offset == self.end_offset else -1
         request.obsolete = self._obsolete_snapshots(rows, at)
         request.indexes = [self._written_index(s) for s in rows if s.index and s.indexed < s.size]
+        if request.purpose == "exchange":
+            self._compactor.add_to(request)
         if request.purpose == "close" and self._epochs_unsaved:
             request.epochs = self._epochs.encode()
         request.checkpoint = Checkpoint(
@@ -678,6 +722,8 @@ class Log:
             self._damage_from(start),
             self._never_flushed,
         )
+        if request.compacted is not None and request.compacted.exchange is not None:
+            request.compacted.exchange.apply(request.checkpoint)
         self._bytes_since = self._batches_since = 0
         self._checkpoint_due = False
         self._checkpoint_at = self._now
@@ -699,6 +745,14 @@ class Log:
     def _kept_up(self, completion: Completion) -> Event | None:
         request: Upkeep = completion.request  # type: ignore[assignment]
         self._upkeep = None
+        if request.purpose == "exchange":
+            if isinstance(completion.error, DiskFull):
+                self._checkpoint_due = True
+                self._compactor.not_exchanged()
+                self._proceed()
+                return None
+            if completion.error is None:
+                self._compactor.exchanged(request, saved=completion.result)
         if completion.error is not None:
             return self._break(completion.error)
         self.flushed_offset = max(self.flushed_offset, request.offset)
@@ -724,6 +778,8 @@ class Log:
         checkpoint = request.checkpoint
         assert checkpoint is not None
         self._marked = True
+        self.sealed_below = checkpoint.segments[-1].base if checkpoint.segments else -1
+        self._compactor.checkpointed()
         self._snapshot, self._snapshot_changes = checkpoint.snapshot, request.changes
         saved = {snapshot.offset for snapshot in request.snapshots}
         self._snapshots = sorted({*self._snapshots, *saved} - {*request.obsolete})
@@ -768,38 +824,74 @@ class Log:
         assert self.state == "open", self.state
         assert self._truncation is None, "a truncation is under way"
         assert offset >= self.start_offset, (offset, self.start_offset)
+        assert offset >= min(self.thinned_below, self.end_offset), "what is compacted is not cut"
         self._truncation = (token, offset)
+        self._compactor.give_up()
         self._reads.invalidate()
         self._proceed()
 
-    def restart(self, token: Any, offset: int, epoch: int = -1) -> None:
-        """Discards everything, and begins anew at an offset beyond the end: a copy that was away for too long.
+    def note_thinned(self, token: Any, offset: int) -> None:
+        """Keeps in mind that what will be appended comes from a log that is compacted below an offset.
+
+        Ends in `Truncated`, with the log's end as it is, once that is on disk; nothing may be appended until then.
+        """
+        assert self.state == "open", self.state
+        assert self._truncation is None, "a truncation is under way"
+        known = self._compactor.state
+        state = msgspec.structs.replace(known, thinned=max(known.thinned, offset))
+        self._note = Settle(owner=self.folder, lane=self._lane("write"), state=state, token=token)
+        self._truncation = (token, self.end_offset)
+        self._compactor.give_up()
+        self._proceed()
+
+    def restart(
+        self,
+        token: Any,
+        offset: int,
+        epoch: int = -1,
+        *,
+        thinned: int = 0,
+        lost: int = 0,
+        source: int = -1,
+    ) -> None:
+        """Discards everything, and begins anew at an offset: a copy that was away for too long.
 
         Args:
             epoch: of the record before the offset, where that is known.
+            thinned: what will be appended is copied from a log that is compacted below this offset,
+            lost: and lacks tombstones below this one;
+            source: the leader epoch of that log.
 
         Ends in `Truncated` once that is on disk; nothing may be appended until then.
         """
         assert self.state == "open", self.state
         assert self._truncation is None, "a truncation is under way"
-        assert offset > self.end_offset, (offset, self.end_offset)
         self._truncation = (token, offset)
-        self._restart_epoch = epoch
+        self._anew = Restart(
+            owner=self.folder,
+            lane=self._lane("write"),
+            token=token,
+            offset=offset,
+            epoch=epoch,
+            segments=[],
+            snapshots=[],
+            settings=self.settings,
+            compacted=Compacted(thinned=thinned, lost=lost, source=source),
+        )
+        self._compactor.give_up()
         self._reads.invalidate()
         self._proceed()
 
     def _start_truncation(self, token: Any, offset: int) -> None:
-        if offset > self.end_offset:
-            self._upkeep = self.submit(
-                "write",
-                Restart,
-                token=token,
-                offset=offset,
-                segments=[segment.base for segment in self.segments],
-                snapshots=list(self._snapshots),
-                epoch=self._restart_epoch,
-                settings=self.settings,
-            )
+        if self._note is not None:
+            self._upkeep = self._note
+            self._storage.submit(self._note)
+            return
+        if self._anew is not None:
+            self._anew.segments = [segment.base for segment in self.segments]
+            self._anew.snapshots = list(self._snapshots)
+            self._upkeep = self._anew
+            self._storage.submit(self._anew)
             return
         rows = [
             SegmentRow(s.base, s.size, s.last_append_time, s.max_timestamp) for s in self.segments
@@ -831,9 +923,19 @@ class Log:
             settings=self.settings,
         )
 
+    def _noted(self, completion: Completion) -> Event:
+        request: Settle = completion.request  # type: ignore[assignment]
+        self._upkeep = self._truncation = self._note = None
+        if completion.error is None:
+            self._compactor.state = request.state
+        elif not isinstance(completion.error, DiskFull):
+            return self._break(completion.error)
+        self._proceed()
+        return Truncated(request.token, self.end_offset, completion.error)
+
     def _truncated(self, completion: Completion) -> Event:
         request: Truncate | Restart = completion.request  # type: ignore[assignment]
-        self._upkeep = self._truncation = None
+        self._upkeep = self._truncation = self._anew = None
         self._reads.invalidate()
         if isinstance(completion.error, DiskFull):
             self._proceed()
@@ -843,8 +945,10 @@ class Log:
         cut: Cut = completion.result
         self.segments, self._epochs, self.producers = cut.segments, cut.epochs, cut.producers
         self.end_offset = self.written_offset = self.flushed_offset = cut.end
-        if isinstance(request, Restart):
+        if cut.compacted is not None:
             self.start_offset = cut.end
+            self.damaged = []
+            self._compactor.begun_anew(cut.compacted)
         self.start_offset = min(self.start_offset, cut.end)
         self.last_append_time = self._written_time = cut.last_append_time
         self.last_epoch = self._epochs.last_epoch
@@ -853,6 +957,7 @@ class Log:
         self._snapshots, self._snapshot_changes = cut.snapshots, -1
         self._rolled = [snapshot for snapshot in self._rolled if snapshot.offset <= cut.end]
         self._marked = True
+        self.sealed_below = -1
         self._unflushed.clear()
         self._unflushed_bytes = 0
         self._creations_flushed = self._creations
@@ -865,6 +970,65 @@ class Log:
         self._begin_again(waiting)
         self._proceed()
         return Truncated(request.token, cut.end)
+
+    # Compaction: see `Compactor` ---
+
+    @property
+    def thinned_below(self) -> int:
+        """What is below may be compacted: the log may not be cut there, only be begun anew."""
+        return self._compactor.state.thinned
+
+    @property
+    def tombstones_lost(self) -> int:
+        """Tombstones below it may be missing: a copy that does not reach so far has to be begun anew."""
+        return self._compactor.state.lost
+
+    @property
+    def copied_in_epoch(self) -> int:
+        """The leader epoch in which the log was begun anew, as a copy of one that lacked tombstones; else -1."""
+        return self._compactor.state.source
+
+    @property
+    def compacting(self) -> bool:
+        """Whether a compaction is under way."""
+        return self._compactor.running
+
+    def compaction_due(self, committed: int, wall: int, tombstones_below: int) -> float:
+        """How urgently the log is to be compacted, 0 where it is not (`Compactor.due`)."""
+        return self._compactor.due(committed, wall, tombstones_below)
+
+    def compact(self, committed: int, wall: int, tombstones_below: int = 1 << 62) -> None:
+        """Begins to compact the sealed segments; ends in `CompactionDone`, if nothing comes between.
+
+        Args:
+            committed: nothing at or above it is compacted: the high watermark.
+            wall: the time, ms since the epoch, by which tombstones have their grace.
+            tombstones_below: no tombstone at or above it may go: what followers have to get still.
+        """
+        self._compactor.start(committed, wall, tombstones_below)
+
+    @property
+    def cutting(self) -> bool:
+        """Whether segments, or the log's end, are about to go."""
+        return self._truncation is not None or bool(self._moves)
+
+    @property
+    def saved_snapshots(self) -> list[int]:
+        """Offsets of the producer snapshots on disk."""
+        return list(self._snapshots)
+
+    def replace_segments(self, gone: set[int], new: Segment) -> None:
+        """A compacted segment is in place of others."""
+        at = next(at for at, segment in enumerate(self.segments) if segment.base in gone)
+        self.segments = [segment for segment in self.segments if segment.base not in gone]
+        self.segments.insert(at, new)
+        self.size = sum(segment.size for segment in self.segments)
+        self._reads.forget(gone)
+        self.release_reads()
+
+    def release_reads(self) -> None:
+        """Who was held back may read."""
+        self._reads.release()
 
     # Reading: see `Reads` ---
 
@@ -932,10 +1096,11 @@ class Log:
         """
         self._now = max(self._now, now)
         request = completion.request
-        if isinstance(request, Read):
-            return self._reads.read_done(completion)
-        if isinstance(request, FindTime):
-            return self._reads.found(completion)
+        if isinstance(request, Read | FindTime):
+            found = self._reads.done(completion)
+            if self._compactor.wants_exchange:
+                self._proceed()
+            return found
         if isinstance(request, Refuse):
             return self._refused(request)
         if self.state in ("closed", "failed"):
@@ -948,8 +1113,20 @@ class Log:
             return self._truncated(completion)
         if isinstance(request, Probe):
             return self._probed(completion)
+        if isinstance(request, Slice | Settle):
+            return self._compacted(completion)
         assert isinstance(request, Recover), request
         return self._opened(completion)
+
+    def _compacted(self, completion: Completion) -> Event | None:
+        if completion.request is self._note:
+            return self._noted(completion)
+        if isinstance(completion.request, Slice):
+            event = self._compactor.slice_done(completion)
+        else:
+            event = self._compactor.settled(completion)
+        self._proceed()
+        return event
 
     def _refused(self, request: Refuse) -> Event:
         event: Event = request.event
@@ -968,6 +1145,7 @@ class Log:
         self._move("failed")
         self._runs.clear()
         self._run = None
+        self.release_reads()
         if isinstance(error, OSError):
             error = StorageFailed(f"the log in {self.folder} failed: {error}")
         return Broken(error)
@@ -979,6 +1157,10 @@ class Log:
         request = kind(owner=self.folder, lane=self._lane(lane), **fields)
         self._storage.submit(request)
         return request
+
+    def fail(self, error: OSError | ZBrokerError) -> Event | None:
+        """What compaction met is the end of the log."""
+        return self._break(error) if self.state in ("opening", "open", "closing") else None
 
     def refuse(self, event: Any, error: ZBrokerError) -> None:
         self.submit("read", Refuse, event=event(error))

@@ -9,6 +9,7 @@ TEMPORARY = ".tmp"
 DELETED = ".deleted"
 EPOCHS = "epochs"
 CHECKPOINT = "checkpoint"
+COMPACTION = "compaction"
 FSYNC_FAILED = "fsync-failed"
 PROBE = "probe.tmp"
 

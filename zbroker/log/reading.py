@@ -41,16 +41,21 @@ class Place(msgspec.Struct):
 
     Attributes:
         position: where to start looking; -1: the segment's index on disk is to say.
+        follows: the batch there is the next one behind those that were read before.
     """
 
     base: int
     size: int
     end: int
     position: int = -1
+    follows: bool = False
 
 
 class Span(msgspec.Struct):
-    """What a read found: `chunk` holds the batches from `base` to `next`, which end at `position` in the file."""
+    """What a read found: `chunk` holds the batches from `base` to `next`, which end at `position` in the file.
+
+    Where compaction left a gap at the offset that was asked for, that is `base`.
+    """
 
     chunk: Buffer
     base: int
@@ -100,16 +105,19 @@ class Read(Request):
         assert place is not None
         ahead = _LOOKAHEAD if start == place.position else self.interval + _LOOKAHEAD
         data = _read_up_to(files, path, place, start, self.max_bytes + ahead)
-        bounds, exact, at = Bounds(place.base, limit=place.end), False, 0
+        # What an index says may be wrong; behind the segment's beginning, or what was read before, nothing is missed.
+        exact, at = not start or (place.follows and start == place.position), 0
+        bounds = Bounds(self.offset if start else place.base, limit=place.end)
+        bounds.offset = bounds.offset if exact else place.base
         while True:
             if at + HEADER_SIZE > len(data):
                 start, at = start + at, 0
                 data = _read_up_to(files, path, place, start, self.max_bytes + _LOOKAHEAD)
             header = header_at(data, at, bounds, exact=exact)
-            if header is None or header.base_offset > self.offset:
+            if header is None or (header.base_offset > self.offset and not exact):
                 return None
             if header.base_offset + header.span > self.offset:
-                break
+                break  # it holds the offset, or it is the first behind a gap that has it
             bounds.accept(header)
             exact = True
             at += header.size
@@ -125,7 +133,7 @@ class Read(Request):
     ) -> Span | None:
         """The whole batches in a buffer from one on, as far as they are right and asked for."""
         assert header is not None
-        base, at = header.base_offset, first
+        base, at = min(header.base_offset, self.offset), first
         room = min(len(data), first + max(self.max_bytes, header.size))
         while (
             header is not None
@@ -217,7 +225,8 @@ class FindTime(Request):
         if header.is_control or not payload_intact(data, 0, header):
             return None
         begin = max(header.base_offset, self.start)
-        if header.stamp_attributes & APPEND_TIME:
+        stamped = bool(header.stamp_attributes & APPEND_TIME)
+        if stamped and not header.is_compacted:
             return begin, header.append_time
         try:
             records = decode_records(data, 0, header)
@@ -229,7 +238,7 @@ class FindTime(Request):
         for number, record in enumerate(records):
             offset = header.base_offset + number
             if record is not None and offset >= begin:
-                timestamp = header.base_timestamp + record[0]
+                timestamp = header.append_time if stamped else header.base_timestamp + record[0]
                 if timestamp >= self.timestamp:
                     return offset, timestamp
         return None

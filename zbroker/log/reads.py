@@ -8,6 +8,7 @@ but for damage that a reader has found.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zbroker.errors import DataDamaged, NotReady, OffsetOutOfRange, StorageFailed, ZBrokerError
@@ -29,6 +30,9 @@ class Reads:
 
     Attributes:
         going_below: offsets below it are on their way out.
+
+    Where segments are exchanged, nobody reads in them meanwhile (`hold`): a file that changes its content between two
+    looks at it would mislead a reader without any check failing.
     """
 
     def __init__(self, log: Log) -> None:
@@ -42,6 +46,35 @@ class Reads:
         self.going_below = 0
         self._places: dict[int, tuple[int, int]] = {}
         self._loaded: dict[int, Segment] = {}
+        self._reading: dict[int, tuple[int, int]] = {}
+        self._held_range = (0, 0)
+        self._held: list[Callable[[], None]] = []
+
+    def hold(self, first: int, behind: int) -> bool:
+        """Lets nobody begin to read in a range of offsets; whether nobody is reading there any more."""
+        self._held_range = (first, behind)
+        return not any(_overlap(span, self._held_range) for span in self._reading.values())
+
+    def release(self) -> None:
+        """Who was held back reads now."""
+        self._held_range = (0, 0)
+        held, self._held = self._held, []
+        for ask in held:
+            ask()
+
+    def _submit(
+        self, kind: type[Read] | type[FindTime], span: tuple[int, int], **fields: Any
+    ) -> None:
+        request = self._log.submit("read", kind, **fields)
+        if span[0] < span[1]:
+            self._reading[id(request)] = span
+
+    def done(self, completion: Completion) -> Event:
+        """A read or a search is over."""
+        self._reading.pop(id(completion.request), None)
+        if isinstance(completion.request, Read):
+            return self._read_done(completion)
+        return self._found(completion)
 
     def invalidate(self) -> None:
         """The log is being cut: what is under way may have read what is no more."""
@@ -52,6 +85,7 @@ class Reads:
     def forget(self, gone: set[int]) -> None:
         """These segments are gone, by their base offsets."""
         self._loaded = {base: s for base, s in self._loaded.items() if base not in gone}
+        self._places = {next_: at for next_, at in self._places.items() if at[0] not in gone}
 
     def read(self, token: Any, offset: int, max_bytes: int, limit: int, first: int) -> None:
         """See `Log.read` and `Log.read_copy`, which differ in the `first` offset that may be read."""
@@ -61,9 +95,12 @@ class Reads:
         place = None
         if refusal is None and offset < limit:
             place = self._place(offset)
-        log.submit(
-            "read",
+            if _overlap((place.base, place.end), self._held_range):
+                self._held.append(lambda: self.read(token, offset, max_bytes, limit, first))
+                return
+        self._submit(
             Read,
+            (0, 0) if place is None else (place.base, place.end),
             token=token,
             place=place,
             offset=offset,
@@ -90,13 +127,12 @@ class Reads:
         at = bisect_right(log.segments, offset, key=_base) - 1
         segment = log.segments[max(at, 0)]
         base, position = self._places.pop(offset, (-1, -1))
-        if base != segment.base:
-            position = -1
-            if segment.index is not None:
-                position = segment.index.find(offset)
+        if base == segment.base:
+            return Place(segment.base, segment.size, segment.end, position, follows=True)
+        position = -1 if segment.index is None else segment.index.find(offset)
         return Place(segment.base, segment.size, segment.end, position)
 
-    def read_done(self, completion: Completion) -> Event:
+    def _read_done(self, completion: Completion) -> Event:
         log = self._log
         request: Read = completion.request  # type: ignore[assignment]
         span: Span | None = completion.result
@@ -159,15 +195,18 @@ class Reads:
         if log.state not in ("open", "closing"):
             log.refuse(lambda error: Found(token, -1, -1, error), log.not_open())
             return
+        if log.segments and _overlap((log.segments[0].base, log.written_offset), self._held_range):
+            self._held.append(lambda: self.find_time(token, timestamp, limit))
+            return
         limit = min(limit, log.written_offset)
         places = [
             Place(s.base, s.size, s.end, -1 if s.index is None else s.index.find_time(timestamp))
             for s in log.segments
             if s.end > log.start_offset and s.base < limit and s.max_timestamp >= timestamp
         ]
-        log.submit(
-            "read",
+        self._submit(
             FindTime,
+            (places[0].base, places[-1].end) if places else (0, 0),
             token=token,
             places=places,
             start=log.start_offset,
@@ -177,7 +216,7 @@ class Reads:
             generation=self._generation,
         )
 
-    def found(self, completion: Completion) -> Event:
+    def _found(self, completion: Completion) -> Event:
         log = self._log
         request: FindTime = completion.request  # type: ignore[assignment]
         offset, timestamp = completion.result or (request.limit, -1)
@@ -194,6 +233,10 @@ class Reads:
             f"offset {offset} is not in the log, which has {log.start_offset} to {log.end_offset}",
             start=log.start_offset, end=log.end_offset,
         )  # fmt: skip
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
 
 
 def _base(segment: Segment) -> int:

@@ -16,8 +16,9 @@ from itertools import pairwise
 import msgspec
 
 from zbroker.log import checkpoint as checkpoints
-from zbroker.log import envelope, epochs, names
+from zbroker.log import compacted, envelope, epochs, names
 from zbroker.log.checkpoint import Checkpoint, SegmentRow
+from zbroker.log.compacted import Compacted
 from zbroker.log.epochs import EpochTable
 from zbroker.log.index import Index
 from zbroker.log.producers import ProducerTable, Snapshot
@@ -54,6 +55,7 @@ class State(msgspec.Struct):
     in_use: bool = True
     torn_bytes: int = 0
     scanned_bytes: int = 0
+    compacted: Compacted = msgspec.field(default_factory=Compacted)
 
     def checkpoint(self, *, clean: bool) -> Checkpoint:
         """The checkpoint that says all this."""
@@ -91,13 +93,16 @@ class _Recovery:
 
     def __init__(self, files: Files, folder: str, settings: LogSettings) -> None:
         self.files, self.folder, self.settings = files, folder, settings
-        self.listing = files.list(folder)
         self.checkpoint = checkpoints.load(files, folder)
+        self.compacted = compacted.load(files, folder)
+        self._end_what_was_begun()
+        self.listing = files.list(folder)
         self.table, self.epochs_known = self._load_epochs()
         self.bases = names.offsets(self.listing, names.LOG)
         self.marked = names.FSYNC_FAILED in self.listing
         self.state = State(self.table, ProducerTable(settings.producer_expiry))
         self.sizes: dict[int, int] = {}
+        self.checkpointed = False
         self.leftovers: list[int] = []
 
     def run(self) -> State:
@@ -117,7 +122,41 @@ class _Recovery:
         if state.segments:
             self._prepare_active(state.segments[-1])
         state.producers.settled = state.end
+        self._take_over_compaction()
         return state
+
+    # Compaction ---
+
+    def _end_what_was_begun(self) -> None:
+        """Segments that were being exchanged, or a log that was being begun anew: neither is left in the middle."""
+        files, folder, known = self.files, self.folder, self.compacted
+        if known is None:
+            return
+        if known.exchange is not None:
+            known.exchange.finish(files, folder)
+            if self.checkpoint is not None:
+                known.exchange.apply(self.checkpoint)
+        if known.anew >= 0:
+            listing = files.list(folder)
+            for suffix in (names.INDEX, names.LOG, names.PRODUCERS):
+                for offset in names.offsets(listing, suffix):
+                    self._remove(names.path(folder, offset, suffix))
+            envelope.flush_folder(files, folder)
+            self.checkpoint = Checkpoint(False, known.anew, known.anew, -1, -1, [], [])
+
+    def _take_over_compaction(self) -> None:
+        """What is known of compaction; where that was damaged, any tombstone may be gone."""
+        known = self.compacted
+        if known is None:
+            end = self.state.end
+            self.state.compacted = Compacted(thinned=end, tombstones=-1, lost=end)
+            self._save_small(names.COMPACTION, self.state.compacted.encode())
+            return
+        self.state.compacted = known
+        if known.anew >= 0 or known.exchange is not None:
+            settled = msgspec.structs.replace(known, anew=-1, exchange=None)
+            if self.checkpointed and self._save_small(names.COMPACTION, settled.encode()):
+                self.state.compacted = settled
 
     # Nothing there yet ---
 
@@ -408,7 +447,8 @@ class _Recovery:
                 name = f"{segment.base:020d}{names.INDEX}"
                 with contextlib.suppress(OSError):
                     envelope.save(files, folder, name, segment.index.encode(), durable=False)
-        if not self._save_checkpoint(clean=False):
+        self.checkpointed = self._save_checkpoint(clean=False)
+        if not self.checkpointed:
             self.leftovers.clear()  # the old checkpoint may need their headers once more
         elif self.marked:
             self._remove(f"{folder}/{names.FSYNC_FAILED}")

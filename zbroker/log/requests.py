@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from zbroker.errors import DiskFull, ZBrokerError
+from zbroker.errors import DiskFull, StorageFailed, ZBrokerError
 from zbroker.log import envelope, names
 from zbroker.log.checkpoint import Checkpoint
+from zbroker.log.compacted import Compacted
 from zbroker.log.epochs import EpochTable
 from zbroker.log.index import Index
 from zbroker.log.producers import ProducerTable, Snapshot
@@ -26,9 +27,9 @@ from zbroker.protocol.batch import Buffer
 
 PROBE_SIZE = 1 << 20
 
-Purpose = Literal["flush", "checkpoint", "mark", "move", "close"]
+Purpose = Literal["flush", "checkpoint", "mark", "move", "exchange", "close"]
 """Why the log asked for upkeep: to flush; to bound what a restart scans; to say on disk that it is in use, before
-the first change; to move the log start; to close."""
+the first change; to move the log start; to put a compacted segment in place; to close."""
 
 
 class Recover(Request):
@@ -115,6 +116,9 @@ class Upkeep(Request):
         epochs: the epoch table's bytes where it was never saved.
         segments: base offsets of the segments to remove.
         obsolete: offsets of the producer snapshots to remove.
+        compacted: what is written down, durably, before segments are exchanged: from there on a restart ends the
+            exchange. It is not wanted any more once the checkpoint names the new segment.
+        settled: that it is not wanted any more is on disk.
     """
 
     purpose: Purpose
@@ -129,6 +133,8 @@ class Upkeep(Request):
     epochs: bytes | None = None
     segments: list[int] = msgspec.field(default_factory=list)
     obsolete: list[int] = msgspec.field(default_factory=list)
+    compacted: Compacted | None = None
+    settled: bool = False
 
     def run(self, files: Files) -> bool:
         """Whether the checkpoint is saved; a full disk leaves the old one, and removes nothing that counts."""
@@ -136,6 +142,8 @@ class Upkeep(Request):
             envelope.flush(files, self.owner, names.path(self.owner, base, names.LOG))
         if self.flush_folder:
             envelope.flush_folder(files, self.owner)
+        if self.compacted is not None:
+            self._exchange(files, self.compacted)
         if self.checkpoint is None:
             return False
         for base in self.segments:
@@ -148,7 +156,17 @@ class Upkeep(Request):
             _remove(files, names.path(self.owner, base, names.LOG))
         for offset in self.obsolete:
             _remove(files, names.path(self.owner, offset, names.PRODUCERS))
+        if self.compacted is not None:
+            over = msgspec.structs.replace(self.compacted, exchange=None)
+            with contextlib.suppress(DiskFull):
+                save(files, self.owner, names.COMPACTION, over.encode())
+                self.settled = True
         return True
+
+    def _exchange(self, files: Files, compacted: Compacted) -> None:
+        assert compacted.exchange is not None
+        save(files, self.owner, names.COMPACTION, compacted.encode())
+        compacted.exchange.finish(files, self.owner)
 
     def _save(self, files: Files, checkpoint: Checkpoint) -> None:
         if self.epochs is not None:
@@ -164,7 +182,7 @@ class Upkeep(Request):
 
 
 class Cut(msgspec.Struct):
-    """The log after a truncation: what `Log` takes over."""
+    """The log after a truncation: what `Log` takes over; `compacted` where the log was begun anew."""
 
     end: int
     segments: list[Segment]
@@ -173,6 +191,7 @@ class Cut(msgspec.Struct):
     producers: ProducerTable
     last_append_time: int
     snapshots: list[int]
+    compacted: Compacted | None = None
 
 
 class Truncate(Request):
@@ -284,14 +303,15 @@ class Truncate(Request):
 
 
 class Restart(Request):
-    """Discards everything, and lets the log begin anew at an offset beyond its end.
+    """Discards everything, and lets the log begin anew at an offset.
 
-    The order: the checkpoint says first that all before the offset is given up, so that what a crash leaves of the
-    segments is removed at the next opening, as after retention; then the files go.
+    The order: it is written down first, so that a restart goes on with it; then the files go; then a checkpoint says
+    where the log begins.
 
     Attributes:
         segments, snapshots: the base offsets, and the offsets, of the files to remove.
         epoch: of the record before the offset, -1 where it is not known.
+        compacted: what is known of the log that is copied from here on.
     """
 
     token: Any
@@ -300,26 +320,48 @@ class Restart(Request):
     segments: list[int]
     snapshots: list[int]
     settings: LogSettings
+    compacted: Compacted = msgspec.field(default_factory=Compacted)
 
     def run(self, files: Files) -> Cut:
         """The state from which the log goes on.
 
         Raises:
-            DiskFull: there was no room for the checkpoint; nothing has been discarded.
+            DiskFull: there was no room to write it down; nothing has been discarded.
+            StorageFailed: what had been written down could not be carried out; the next opening goes on with it.
         """
-        save_checkpoint(
-            files, self.owner, Checkpoint(False, self.offset, self.offset, -1, -1, [], [])
-        )
+        begun = msgspec.structs.replace(self.compacted, anew=self.offset)
+        save(files, self.owner, names.COMPACTION, begun.encode())
+        try:
+            return self._begin_anew(files)
+        except DiskFull as error:
+            raise StorageFailed(f"{self.owner} could not be begun anew: {error}") from error
+
+    def _begin_anew(self, files: Files) -> Cut:
         for base in self.segments:
             _remove(files, names.path(self.owner, base, names.INDEX))
             _remove(files, names.path(self.owner, base, names.LOG))
         for offset in self.snapshots:
             _remove(files, names.path(self.owner, offset, names.PRODUCERS))
         envelope.flush_folder(files, self.owner)
+        save_checkpoint(
+            files, self.owner, Checkpoint(False, self.offset, self.offset, -1, -1, [], [])
+        )
         table = EpochTable([(self.epoch, self.offset - 1)] if self.epoch >= 0 else [])
         save(files, self.owner, names.EPOCHS, table.encode())
+        save(files, self.owner, names.COMPACTION, self.compacted.encode())
         expiry = self.settings.producer_expiry
-        return Cut(self.offset, [], table, True, ProducerTable(expiry), -1, [])
+        return Cut(self.offset, [], table, True, ProducerTable(expiry), -1, [], self.compacted)
+
+
+class Settle(Request):
+    """Saves what compaction has done to the log, or to the one that it is a copy of."""
+
+    state: Compacted
+    token: Any = None
+
+    def run(self, files: Files) -> None:
+        """On a full disk nothing has changed."""
+        save(files, self.owner, names.COMPACTION, self.state.encode())
 
 
 class Probe(Request):

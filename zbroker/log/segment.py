@@ -158,7 +158,8 @@ def header_at(data: bytes, at: int, bounds: Bounds, *, exact: bool) -> BatchHead
     """The header at a place in a buffer if it is one, is whole, and may stand here; else None.
 
     Args:
-        exact: whether it must continue at `bounds.offset`; else it may leave offsets out.
+        exact: whether it must continue at `bounds.offset`, or say itself that compaction left a gap before it; else it
+            may leave offsets out.
 
     Raises:
         UnsupportedVersion: a whole header of a newer batch version.
@@ -176,7 +177,7 @@ def header_at(data: bytes, at: int, bounds: Bounds, *, exact: bool) -> BatchHead
             ) from None
         return None
     offset = header.base_offset
-    fits = offset == bounds.offset if exact else offset >= bounds.offset
+    fits = header.continues(bounds.offset) if exact else offset >= bounds.offset
     if (
         fits
         and header.leader_epoch >= bounds.epoch

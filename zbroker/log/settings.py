@@ -24,6 +24,9 @@ class LogSettings(msgspec.Struct, frozen=True):
         index_interval: bytes of log between two sparse index entries.
         checkpoint_interval: ms between recovery checkpoints while much is written.
         producer_expiry: an idle producer is forgotten after this, in append time along the log.
+        compact: only the newest record of each key is kept.
+        min_dirty: percent of the sealed segments' bytes that are new when a compaction begins.
+        tombstone_grace: a tombstone is kept so long after it was first compacted.
         lane: `metadata` puts all requests of the log on the metadata log's lane.
     """
 
@@ -36,4 +39,7 @@ class LogSettings(msgspec.Struct, frozen=True):
     index_interval: int = 16384
     checkpoint_interval: int = 5000
     producer_expiry: int = 7 * DAY_MS
+    compact: bool = False
+    min_dirty: int = 50
+    tombstone_grace: int = DAY_MS
     lane: Lane = "write"

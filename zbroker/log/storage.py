@@ -6,12 +6,13 @@ simulated time over a simulated disk in tests. Never decides anything and never 
 Lanes say what may overtake what. Within one owner the log keeps at most one request on `write` and one of its own
 upkeep on `flush` outstanding; reads are independent of each other.
 
-======== =====================================================================================================
-write    appends, new epochs, truncation, recovery: what must be ordered with appends
-flush    what runs beside writes: interval flushes, checkpoints, files that retention removes
-read     reads and searches
-metadata every request of the metadata log, on a thread that data fsyncs do not queue on
-======== =====================================================================================================
+========== ===================================================================================================
+write      appends, new epochs, truncation, recovery: what must be ordered with appends
+flush      what runs beside writes: interval flushes, checkpoints, files that retention removes
+read       reads and searches
+compaction slices of a compaction, one after another: they are many, and nothing waits for them
+metadata   every request of the metadata log, on a thread that data fsyncs do not queue on
+========== ===================================================================================================
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import msgspec
 from zbroker.errors import ZBrokerError
 from zbroker.protocol.batch import Buffer
 
-Lane = Literal["write", "flush", "read", "metadata"]
+Lane = Literal["write", "flush", "read", "compaction", "metadata"]
 
 
 class Files(Protocol):

@@ -14,8 +14,8 @@ from queue import SimpleQueue
 
 from zbroker.log.storage import Completion, Files, Lane, Request, execute
 
-THREADS: dict[Lane, int] = {"write": 2, "flush": 2, "read": 2, "metadata": 1}
-"""Threads a lane. Metadata have their own, so that they never queue behind data."""
+THREADS: dict[Lane, int] = {"write": 2, "flush": 2, "read": 2, "compaction": 1, "metadata": 1}
+"""Threads a lane. Metadata have their own, so that they never queue behind data; compaction has one, for it is work."""
 
 
 class ThreadedStorage:

@@ -27,15 +27,16 @@ offset type   field                meaning
 60     i64    base_offset          the first record's offset
 68     i64    append_time          the leader's clock, ms since the epoch, never falling along a partition
 76     i32    leader_epoch         the epoch under which the leader appended it
-80     u16    stamp_attributes     bit 0: the records' timestamps are the append time; bits 0-7 are
-                                   critical, 8-15 may be ignored
+80     u16    stamp_attributes     bit 0: the records' timestamps are the append time; bit 8: compacted;
+                                   bits 0-7 are critical, 8-15 may be ignored
 82     u16    reserved             0
 84     u32    header_crc           CRC-32C of bytes 0-83, the first CRC included
 ====== ====== ==================== =====================================================================
 
 The payload is a MessagePack array with one element an offset: `[timestamp delta, key, value,
 headers]`, or nil where compaction removed the record. Key and value are bin or nil; headers are an
-array of `[str, bin or nil]`.
+array of `[str, bin or nil]`. The stamp's bit *compacted* says that records of this batch were removed, or whole batches
+before it: only there may offsets leave a gap.
 
 Who writes reserved bytes writes zero; who reads them ignores them. A critical attribute that a
 reader does not know makes the batch unreadable to it (`unsupported_attribute`); transactional is one
@@ -80,6 +81,8 @@ _KNOWN_CRITICAL = COMPRESSION_MASK | CONTROL
 _CRITICAL = 0x00FF
 APPEND_TIME = 0x0001
 """Stamp attribute: every record's timestamp is the batch's append time."""
+COMPACTED = 0x0100
+"""Stamp attribute: compaction removed records of the batch, or whole batches before it."""
 
 NO_PRODUCER = -1
 MAX_SPAN = 0x7FFFFFFF
@@ -160,6 +163,15 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     def is_control(self) -> bool:
         """Whether the batch is the brokers' own; readers skip it."""
         return bool(self.attributes & CONTROL)
+
+    @property
+    def is_compacted(self) -> bool:
+        """Whether compaction removed records of the batch, or batches before it: offsets may leave a gap there."""
+        return bool(self.stamp_attributes & COMPACTED)
+
+    def continues(self, offset: int) -> bool:
+        """Whether the batch may stand where an offset is expected: there, or behind a gap that compaction left."""
+        return self.base_offset == offset or (self.base_offset > offset and self.is_compacted)
 
     @property
     def latest_timestamp(self) -> int:
@@ -322,7 +334,7 @@ def check_ingest(batch: Buffer, *, max_length: int, allow_control: bool = False)
     payload = compression.decompress(
         header.compression, view[HEADER_SIZE:], header.uncompressed_length
     )
-    count = _array_length(payload)
+    count = array_length(payload)
     if count != header.span:
         raise InvalidBatch(
             f"the payload is an array of {count} records, but span says {header.span}"
@@ -472,9 +484,9 @@ def _records(
         if header.uncompressed_length > max_length:
             raise InvalidBatch(f"the payload has more than {max_length} bytes")
         payload = compression.decompress(header.compression, body, header.uncompressed_length)
-        if _array_length(payload) != header.span:
+        if array_length(payload) != header.span:
             raise InvalidBatch(
-                f"the payload is an array of {_array_length(payload)} records, "
+                f"the payload is an array of {array_length(payload)} records, "
                 f"but span says {header.span}"
             )
         return decode(payload)
@@ -486,7 +498,7 @@ def _records(
         ) from None  # fmt: skip
 
 
-def _array_length(payload: Buffer) -> int:
+def array_length(payload: Buffer) -> int:
     """How many elements the MessagePack array at the start of a payload declares."""
     if not payload:
         raise InvalidBatch("the payload is empty; it is a MessagePack array of records")

@@ -13,7 +13,16 @@ from typing import NamedTuple
 from zbroker.log import envelope, names
 from zbroker.log.epochs import MAGIC, decode
 from zbroker.log.recovery import State
-from zbroker.log.requests import Cut, DeleteFolder, Recover, Restart, Truncate, Upkeep, Write
+from zbroker.log.requests import (
+    Cut,
+    DeleteFolder,
+    Recover,
+    Restart,
+    Settle,
+    Truncate,
+    Upkeep,
+    Write,
+)
 from zbroker.log.segment import Bounds, scan
 from zbroker.log.storage import Completion, Files
 from zbroker.protocol.batch import BatchHeader, Buffer, read_header
@@ -26,6 +35,7 @@ class Stored(NamedTuple):
     next: int
     epoch: int
     crc: int
+    compacted: bool = False
 
     def __str__(self) -> str:
         return f"offsets {self.base} to {self.next - 1} of epoch {self.epoch} (checksum {self.crc:08x})"
@@ -39,6 +49,7 @@ class Copy:
         start: log start offset.
         written: all below it is in the files. `flushed`: all below it is on the disk.
         promised: what was flushed when the log was last recovered, which should have found it.
+        thinned: below it the copy may be compacted: what stands there is no measure for others.
         epoch: newest leader epoch that the epoch file on the disk has.
         whole: the files are as this says; not so between a power failure or a failed write and the next recovery.
         torn: something was done to it that may take away what was flushed: damage, a failed flush.
@@ -48,14 +59,15 @@ class Copy:
     """
 
     __slots__ = (
-        "batches", "changes", "epoch", "flushed", "folder", "harmed", "hole", "promised", "start", "torn", "whole",
+        "batches", "changes", "epoch", "flushed", "folder", "harmed", "hole", "promised", "start", "thinned", "torn",
+        "whole",
         "written",
     )  # fmt: skip
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.batches: list[Stored] = []
-        self.start = self.written = self.flushed = self.promised = 0
+        self.start = self.written = self.flushed = self.promised = self.thinned = 0
         self.epoch = self.hole = -1
         self.whole = False
         self.torn = False
@@ -67,6 +79,11 @@ class Copy:
         at = bisect_left(self.batches, first, key=_base)
         behind = bisect_left(self.batches, end, lo=at, key=_base)
         return self.batches[at:behind]
+
+    @property
+    def comparable(self) -> int:
+        """From where on it has every batch as it was written."""
+        return max(self.start, self.thinned)
 
     def cut(self, end: int) -> None:
         """Nothing from an offset on."""
@@ -123,9 +140,11 @@ class Copies:
         elif isinstance(request, Write):
             added = self._write(copy, request)
         elif isinstance(request, Truncate | Restart):
-            cut = self._cut(copy, done.result, isinstance(request, Restart))
+            cut = self._cut(copy, done.result)
         elif isinstance(request, Upkeep):
             self._upkeep(copy, request)
+        elif isinstance(request, Settle):
+            copy.thinned = request.state.thinned
         elif isinstance(request, DeleteFolder):
             self.by_folder.pop(request.owner, None)
         return copy, added, cut
@@ -147,11 +166,12 @@ class Copies:
         copy.changes += 1
         return added
 
-    def _cut(self, copy: Copy, result: Cut, anew: bool) -> int:
+    def _cut(self, copy: Copy, result: Cut) -> int:
         copy.cut(result.end)
-        if anew:
+        if result.compacted is not None:
             copy.batches.clear()
             copy.start = result.end
+            copy.thinned = result.compacted.thinned
         copy.written = copy.flushed = result.end
         copy.epoch = result.epochs.last_epoch
         copy.changes += 1
@@ -165,6 +185,11 @@ class Copies:
         if request.segments and checkpoint is not None:
             first = checkpoint.segments[0].base if checkpoint.segments else copy.start
             del copy.batches[: bisect_left(copy.batches, first, key=_base)]
+        if request.compacted is not None:
+            copy.thinned = request.compacted.thinned
+            copy.batches = [
+                batch for batch in self._read(copy.folder) if batch.next <= copy.written
+            ]
         copy.changes += 1
 
     def _failed(self, copy: Copy, done: Completion) -> None:
@@ -181,6 +206,7 @@ class Copies:
         copy.start, copy.written, copy.flushed = found.start, found.end, found.end
         copy.epoch = found.epochs.last_epoch
         copy.hole = found.unflushed
+        copy.thinned = found.compacted.thinned
         copy.whole = True
         copy.changes += 1
         return copy.batches
@@ -198,7 +224,9 @@ class Copies:
 
 def stored(header: BatchHeader) -> Stored:
     """A batch's identity, by its header as stamped."""
-    return Stored(header.base_offset, header.next_offset, header.leader_epoch, header.header_crc)
+    return Stored(
+        header.base_offset, header.next_offset, header.leader_epoch, header.header_crc, header.is_compacted
+    )  # fmt: skip
 
 
 def _last_epoch(data: Buffer) -> int:

@@ -174,6 +174,9 @@ class Invariants(Watch):
                 raise InvariantBroken(
                     f"10: {process.name} has {batch} in {copy.folder} behind epoch {epoch}"
                 )
+            if batch.compacted:
+                before = None
+                continue
             place = (batch.base, batch.epoch)
             first, prefix = known.setdefault(place, (batch, epoch))
             if first != batch or (prefix != epoch and None not in (prefix, epoch)):
@@ -401,7 +404,7 @@ class Invariants(Watch):
         own = process.machine.copies.of(ledger.folder)
         if own.harmed or copy.harmed:
             return
-        first = max(min(ledger.end, to), own.start, copy.start)
+        first = max(min(ledger.end, to), own.comparable, copy.comparable)
         if own.between(first, to) != copy.between(first, to):
             raise InvariantBroken(
                 f"9: {process.name} and {member} differ in {ledger.folder} between {first} and {to}: "
@@ -420,7 +423,8 @@ class Invariants(Watch):
             )  # of its own last batches a majority of others may know more
         else:
             end = ledger.end
-        had, has = ledger.between(own.start, end), own.between(own.start, end)
+        first = own.comparable
+        had, has = ledger.between(first, end), own.between(first, end)
         if had != has:
             raise InvariantBroken(
                 f"16: {process.name} leads {ledger.folder} in epoch {leader.epoch} without what was committed below "
@@ -569,6 +573,8 @@ class Invariants(Watch):
         if not chunk:
             return
         for _, header in iter_batches(chunk):
+            if header.is_compacted:
+                continue
             batch, committed = stored(header), ledger.find(header.base_offset)
             if batch != committed and header.base_offset < ledger.end:
                 raise InvariantBroken(

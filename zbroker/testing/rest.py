@@ -11,7 +11,8 @@ import msgspec
 
 from zbroker.cluster.metadata import Metadata
 from zbroker.cluster.quorum import FOLDER
-from zbroker.log import names
+from zbroker.log.compacted import segment_paths
+from zbroker.log.compare import Copy, compare
 from zbroker.log.segment import Bounds, Gap, scan
 from zbroker.testing.cluster import SimulatedCluster
 from zbroker.testing.disk import SimulatedDisk
@@ -58,7 +59,7 @@ def _logs_differ(cluster: SimulatedCluster, excused: Collection[str]) -> Iterato
     for folder, nodes in keeping.items():
         if folder in excused:
             continue
-        logs = {node: _batches(cluster.machines[node].disk, folder) for node in nodes}
+        logs = {node: _copy(cluster.machines[node].disk, folder) for node in nodes}
         for node, found in logs.items():
             if isinstance(found, str):
                 yield f"18: {folder} at {node}: {found}"
@@ -66,33 +67,30 @@ def _logs_differ(cluster: SimulatedCluster, excused: Collection[str]) -> Iterato
         yield from _compare(folder, whole)
 
 
-def _compare(folder: str, logs: dict[str, dict[int, tuple[int, bytes]]]) -> Iterator[str]:
+def _compare(folder: str, logs: dict[str, Copy]) -> Iterator[str]:
     reference = None
     for node, log in logs.items():
         if reference is None:
             reference = (node, log)
             continue
-        first = max(min(log, default=0), min(reference[1], default=0))
-        mine = {base: item for base, item in log.items() if base >= first}
-        other = {base: item for base, item in reference[1].items() if base >= first}
-        if mine != other:
-            at = min(
-                (base for base in {*mine, *other} if mine.get(base) != other.get(base)), default=-1
-            )
+        at = -1
+        difference = compare(log, reference[1]).difference
+        if difference is not None:
+            at = difference.offset
+        elif log.end != reference[1].end:
+            at = min(log.end, reference[1].end)
+        if at >= 0:
             yield f"18: {folder} differs between {reference[0]} and {node} from offset {at} on"
 
 
-def _batches(disk: SimulatedDisk, folder: str) -> dict[int, tuple[int, bytes]] | str:
-    """The batches of a log by base offset, each its next offset and its bytes; or what is wrong."""
-    found: dict[int, tuple[int, bytes]] = {}
-    for base in names.offsets(disk.list(folder), names.LOG):
-        path = names.path(folder, base, names.LOG)
+def _copy(disk: SimulatedDisk, folder: str) -> Copy | str:
+    """A log from its first batch to its last; or what is wrong."""
+    paths, first, end = [], -1, 0
+    for base, path in segment_paths(disk, folder):
+        paths.append(path)
         for item in scan(disk, path, 0, disk.size(path), Bounds(base), payloads=True):
             if isinstance(item, Gap):
                 return f"a gap at position {item.position} of {path}"
-            position, header = item
-            found[header.base_offset] = (
-                header.next_offset,
-                disk.read(path, position, header.size),
-            )
-    return found
+            first = item[1].base_offset if first < 0 else first
+            end = item[1].next_offset
+    return Copy(disk, paths, max(first, 0), end)
