@@ -34,7 +34,7 @@ Value = int | str | None
 
 Fsync = Literal["always", "interval", "never"]
 Timestamp = Literal["create", "append"]
-Cleanup = Literal["delete"]
+Cleanup = Literal["delete", "compact", "compact,delete"]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SECOND, HOUR, DAY = 1000, 3_600_000, 86_400_000
@@ -65,6 +65,18 @@ class TopicSettings(msgspec.Struct, frozen=True):
     max_batch: int = 4 * MIB
     timestamp: Timestamp = "create"
     cleanup: Cleanup = "delete"
+    tombstone_grace: int = DAY
+    min_dirty: int = 50
+
+    @property
+    def compacts(self) -> bool:
+        """Whether only the newest record of each key is kept, so that every record has to have one."""
+        return self.cleanup != "delete"
+
+    @property
+    def deletes(self) -> bool:
+        """Whether records go by age and size."""
+        return self.cleanup != "compact"
 
     def words(self) -> dict[str, int | str]:
         """The settings as people write them; `create(parse(words), nodes=…)` makes the same again.
@@ -280,14 +292,16 @@ def _quantity(
 
 
 def _choice(
-    *names: str, refused: Mapping[str, str] | None = None
+    *names: str, also: Mapping[str, str] | None = None
 ) -> tuple[Callable[[int | str], Value], Callable[[Value], str]]:
+    """One of some words; `also` has other ways to write them."""
+
     def read(value: int | str) -> str:
-        if refused and value in refused:
-            raise UnitError(f"found {value!r}, {refused[str(value)]}")
-        if value not in names:
+        word = str(value).replace(" ", "") if also else value
+        word = (also or {}).get(str(word), word)
+        if word not in names:
             raise UnitError(f"found {str(value)!r}, expected {' or '.join(names)}")
-        return str(value)
+        return str(word)
 
     return read, str
 
@@ -340,10 +354,16 @@ SETTINGS: dict[str, Setting] = {
         doc="whose time records carry: the producer's, or the leader's when it appended them",
     ),
     "cleanup": Setting(
-        *_choice(
-            "delete", refused={"compact": "which this version does not do yet; expected delete"}
-        ),
-        doc="what becomes of old records",
+        *_choice("delete", "compact", "compact,delete", also={"delete,compact": "compact,delete"}),
+        doc="what becomes of old records: deleted by retention, all but each key's newest, or both",
+    ),
+    "tombstone_grace": Setting(
+        *_duration(0, 10 * 365 * DAY),
+        doc="how long a compacted topic keeps a null value, which deletes its key, for readers to see",
+    ),
+    "min_dirty": Setting(
+        *_number(1, 100),
+        doc="percent of a compacted log that must be new before it is compacted again",
     ),
 }
 """Every setting by its name, in the order in which they are shown."""

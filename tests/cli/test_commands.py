@@ -146,7 +146,10 @@ def test_python_m_is_the_same() -> None:
         ("topic create t --set colour=red", "unknown setting 'colour'"),
         ("topic create t --set retenton=7d", "did you mean 'retention'?"),
         ("topic create t --set retention=soon", "found 'soon'"),
-        ("topic create t --set cleanup=compact", "which this version does not do yet"),
+        (
+            "topic create t --set cleanup=compact,burn",
+            "expected delete or compact or compact,delete",
+        ),
         ("topic create t --partitions 2 --set partitions=3", "partitions is given twice"),
         ("topic create __t", "begin with __"),
         ("topic create ''", "found topic name ''"),

@@ -23,6 +23,7 @@ class StubLog:
         self.first_offset = self.start_offset = 0
         self.end_offset = self.written_offset = self.flushed_offset = end
         self.reads: list[tuple[Any, int]] = []
+        self.thinned_below = self.tombstones_lost = 0
 
     @property
     def last_epoch(self) -> int:
@@ -448,3 +449,17 @@ def test_who_is_alone_in_sync_is_confirmed_at_once() -> None:
     bench = Bench(isr="a")
     number = bench.leader.confirm(bench.now)
     assert bench.leader.confirmed == number
+
+
+def test_no_tombstone_goes_while_somebody_copies() -> None:
+    """Whoever is up and follows has what is below the offset; who is not heard may have nothing."""
+    bench = Bench()
+    assert bench.leader.everyone_has_below == 0
+    bench.hear("b", 10)
+    assert bench.leader.everyone_has_below == 0
+    bench.hear("c", 4, end=4)
+    assert bench.leader.everyone_has_below == 4
+    bench.leader.set_followers({"b": 1}, bench.now)
+    assert bench.leader.everyone_has_below == 10
+    bench.leader.set_followers({}, bench.now)
+    assert bench.leader.everyone_has_below > 1 << 60

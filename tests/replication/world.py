@@ -16,7 +16,14 @@ from zbroker.log.log import Log
 from zbroker.log.segment import Bounds, scan
 from zbroker.log.settings import LogSettings
 from zbroker.log.storage import Completion
-from zbroker.protocol.batch import BatchHeader, Buffer, encode_batch, read_header, stamp
+from zbroker.protocol.batch import (
+    BatchHeader,
+    Buffer,
+    EncodedRecord,
+    encode_batch,
+    read_header,
+    stamp,
+)
 from zbroker.protocol.peers import Append, Appended
 from zbroker.replication.leader import LeaderSettings
 from zbroker.replication.ports import LinkBudget
@@ -48,12 +55,7 @@ class Node:
         self.up = True
         self.disk.off = False
         self.storage = SimulatedStorage(self.disk, world.rng, self.deliver)
-        settings = LogSettings(
-            segment_size=world.segment_size,
-            retention=None,
-            fsync="always" if world.flushed else "never",
-        )
-        log = Log(FOLDER, settings, self.storage)
+        log = Log(FOLDER, world.settings(), self.storage)
         budgets: dict[str, LinkBudget] = {}
         self.replica = Replica(
             log,
@@ -193,7 +195,7 @@ class Oracle:
         self.history.append(
             Appointment(
                 epoch=self.epoch, leader=self.leader, isr=sorted(self.isr),
-                replicas=dict(self.incarnations), metadata=len(self.history),
+                replicas=self.world.who_follows(self.incarnations), metadata=len(self.history),
             )
         )  # fmt: skip
 
@@ -259,6 +261,18 @@ class World:
         for node in self.nodes.values():
             node.start()
 
+    def settings(self) -> LogSettings:
+        """Of every copy."""
+        return LogSettings(
+            segment_size=self.segment_size,
+            retention=None,
+            fsync="always" if self.flushed else "never",
+        )
+
+    def who_follows(self, incarnations: dict[str, int]) -> dict[str, int]:
+        """Who an appointment says is sent to: everybody, up or not."""
+        return dict(incarnations)
+
     # What must be true ---
 
     def look(self, node: Node) -> None:
@@ -309,9 +323,7 @@ class World:
         if not node.up or replica.leader is None or replica.log.full:
             return False
         for span in spans:
-            self.values += 1
-            value = f"value {self.values} of {node.name}".encode() + b"." * self.rng.randrange(300)
-            batch = encode_batch([(0, None, value, ())] * span, base_timestamp=1, max_timestamp=1)
+            batch = encode_batch(self.records(node, span), base_timestamp=1, max_timestamp=1)
             stamp(
                 batch, base_offset=replica.log.end_offset, append_time=max(self.now, replica.log.last_append_time),
                 leader_epoch=replica.leader.epoch,
@@ -319,6 +331,12 @@ class World:
             replica.append(batch, read_header(batch))
         self.look(node)
         return True
+
+    def records(self, node: Node, span: int) -> list[EncodedRecord]:
+        """What a client sends."""
+        self.values += 1
+        value = f"value {self.values} of {node.name}".encode() + b"." * self.rng.randrange(300)
+        return [(0, None, value, ())] * span
 
     def tick(self, ms: int) -> None:
         self.now += ms

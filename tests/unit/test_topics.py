@@ -76,8 +76,11 @@ def test_a_setting(name: str, value: int | str, kept: topics.Value) -> None:
         ("fsync", "Always", "fsync: found 'Always', expected always or interval or never"),
         ("fsync", 1, "fsync: found '1', expected always or interval or never"),
         ("timestamp", "log", "timestamp: found 'log', expected create or append"),
-        ("cleanup", "compact", "cleanup: found 'compact', which this version does not do yet"),
-        ("cleanup", "burn", "cleanup: found 'burn', expected delete"),
+        ("cleanup", "burn", "cleanup: found 'burn', expected delete or compact or compact,delete"),
+        ("cleanup", "compact,burn", "cleanup: found 'compact,burn', expected delete or compact"),
+        ("tombstone_grace", "forever", "tombstone_grace: found 'forever', expected a duration"),
+        ("min_dirty", 0, "min_dirty: found 0, expected 1 to 100"),
+        ("min_dirty", "50%", "min_dirty: found '50%', expected a whole number from 1 to 100"),
     ],
 )
 def test_not_a_setting(name: str, value: Any, problem: str) -> None:

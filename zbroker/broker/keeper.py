@@ -248,9 +248,19 @@ class Keeper:
             partition.beacon()
 
     def on_second(self, wall: int) -> None:
-        """Once a second: retention and rates."""
+        """Once a second: retention, rates, and compaction."""
         for partition in self._owners.values():
             partition.on_second(wall)
+        self._compact(wall)
+
+    def _compact(self, wall: int) -> None:
+        """One copy at a time is compacted, the dirtiest first: each takes memory for its keys."""
+        if any(partition.log.compacting for partition in self._owners.values()):
+            return
+        due = [(partition.compaction_due(wall), partition) for partition in self._owners.values()]
+        dirtiest, partition = max(due, key=lambda pair: pair[0], default=(0.0, None))
+        if partition is not None and dirtiest > 0:
+            partition.compact(wall)
 
     # Within ---
 

@@ -50,6 +50,7 @@ from zbroker.errors import (
 from zbroker.log.events import (
     AppendFailed,
     Broken,
+    CompactionDone,
     Found,
     Opened,
     ReadDone,
@@ -79,6 +80,7 @@ from zbroker.protocol.messages import (
     Push,
 )
 from zbroker.protocol.peers import Append, Appended
+from zbroker.protocol.thinning import check_keys
 from zbroker.replication.leader import Leader, LeaderSettings
 from zbroker.replication.ports import LinkBudget, SendAppend
 from zbroker.replication.replica import Appointment, Replica
@@ -102,13 +104,17 @@ RATE_WEIGHT = 0.3
 
 def log_settings(settings: TopicSettings) -> LogSettings:
     """What of a topic's settings concerns its logs."""
+    deletes = settings.deletes
     return LogSettings(
         fsync=settings.fsync,
         fsync_interval=settings.fsync_interval,
         segment_size=settings.segment_size,
         segment_age=settings.segment_age,
-        retention=settings.retention,
-        retention_size=settings.retention_size,
+        retention=settings.retention if deletes else None,
+        retention_size=settings.retention_size if deletes else None,
+        compact=settings.compacts,
+        min_dirty=settings.min_dirty,
+        tombstone_grace=settings.tombstone_grace,
     )
 
 
@@ -303,6 +309,8 @@ class Partition:
         if request.acks == "all" and len(leader.isr) < self.settings.min_insync:
             raise self._too_few(leader, outcome_unknown=False)
         header = check_ingest(batch, max_length=self.settings.max_batch)
+        if self.settings.compacts:
+            check_keys(batch, header)
         deadline = now + request.timeout
         if header.producer_id >= 0:
             if request.acks != "all":
@@ -464,11 +472,23 @@ class Partition:
         """Once a second: retention and rates."""
         if self.life == "open" and self.serves:
             self.log.retain(self.high_watermark, wall)
-            self.resting = self.resting and self.log.at_rest
+        elif self.life == "open" and self.settings.compacts and self.replica.follower is not None:
+            self.log.roll(wall)
+        self.resting = self.resting and self.log.at_rest
         records, size = self.records_in - self._counted[0], self.bytes_in - self._counted[1]
         self._counted = (self.records_in, self.bytes_in)
         self.records_rate += (records - self.records_rate) * RATE_WEIGHT
         self.bytes_rate += (size - self.bytes_rate) * RATE_WEIGHT
+
+    def compaction_due(self, wall: int) -> float:
+        """How urgently this copy is to be compacted, 0 where it is not: each replica does so for itself."""
+        if self.life != "open" or not (self.serves or self.replica.follower is not None):
+            return 0.0
+        return self.log.compaction_due(self.high_watermark, wall, self.replica.has_all_below)
+
+    def compact(self, wall: int) -> None:
+        """Begins to compact this copy."""
+        self.log.compact(self.high_watermark, wall, self.replica.has_all_below)
 
     def beacon(self) -> None:
         """Tells subscribers where the partition ends, so that a dropped tail is noticed."""
@@ -622,6 +642,8 @@ class Partition:
                     self._refuse(to, event.error)
                 else:
                     self._reply(to, DeleteRecordsReply(id=to.id, log_start=event.start_offset))
+            case CompactionDone():
+                self._compacted(event)
             case Opened():
                 self._opened(event)
             case Broken():
@@ -641,6 +663,13 @@ class Partition:
             self._report("damage_found", partition=self.name, ranges=list(self.log.damaged))
         if event.torn_bytes:
             self._report("torn_tail_cut", partition=self.name, bytes=event.torn_bytes)
+
+    def _compacted(self, event: CompactionDone) -> None:
+        if event.removed:
+            self._report(
+                "compacted", partition=self.name, point=event.point, read=event.read,
+                written=event.written, removed=event.removed, tombstones=event.tombstones,
+            )  # fmt: skip
 
     def _append_failed(self, event: AppendFailed) -> None:
         """Nothing at or above the offset was kept; a full disk is survived, everything else breaks the log."""

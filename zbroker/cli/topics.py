@@ -86,6 +86,7 @@ topic.add_command(losing.accept_loss)
     epilog=epilog(
         "zbroker topic create sales --partitions 4",
         "zbroker topic create clicks --set fsync=interval --set retention_size=10GiB",
+        "zbroker topic create prices --set cleanup=compact",
     )
 )
 @click.argument("name", type=Topic(new=True))

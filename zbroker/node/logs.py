@@ -75,6 +75,10 @@ SENTENCES: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "group {group}: {client} is out ({reason}); others get its partitions",
     ),
+    "compacted": (
+        logging.INFO,
+        "{partition}: compacted up to offset {point}, {removed} records went, {read} bytes are {written}",
+    ),
     "append_failed": (logging.ERROR, "{partition} takes no records for now: {error}"),
     "storage_request_failed": (logging.ERROR, "{folder}: {error}"),
     "memory_exceeded": (

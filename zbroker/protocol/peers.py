@@ -213,6 +213,8 @@ class Append(PeerMessage, tag="append", kw_only=True):
         rebuild: the follower has left the ISR, and may discard what it knows as committed.
         high_watermark: as the leader exposes it, -1 while it does not.
         log_start: the leader's log start offset.
+        thinned: below it the leader's log may be compacted. `tombstones`: below it tombstones may be gone: a follower
+            whose log does not reach so far may have what they deleted.
         metadata: offset of the metadata record that appointed the leader.
         epochs: the leader's epochs that begin within the batches or at either end of them: (epoch, start offset).
         position: bytes of batches sent in this session before this message.
@@ -230,6 +232,8 @@ class Append(PeerMessage, tag="append", kw_only=True):
     rebuild: bool = False
     high_watermark: Unsure = -1
     log_start: Offset = 0
+    thinned: Offset = 0
+    tombstones: Offset = 0
     metadata: Unsure = -1
     epochs: list[tuple[Epoch, Offset]] = []
     position: Offset = 0

@@ -14,11 +14,16 @@ idle        the same, and an epoch begins at its end truncating  an epoch that l
 idle        the probe disagrees                      idle        `behind` or `diverged`, from the epoch table
 idle        the log knows a newer epoch              idle        `stale`
 idle        it would discard what is committed       idle        `rebuild`, unless that is allowed
+idle        tombstones are gone that it never had,   truncating  the log is begun anew where the leader's begins, if
+            or what is compacted would be cut                    that is allowed; else `rebuild`
+idle        the leader's log is compacted where      truncating  that is noted, fsynced
+            this one is to go on
 truncating  log Truncated                            following   acknowledged
 truncating  anything else                            truncating  dropped: the leader asks again
 following   an append that continues the log         following   appended; acknowledged when written and when flushed
 following   an append of what is there already       following   acknowledged again
 following   an append behind a hole                  idle        `gap`
+following   the leader compacted what is to come     idle        `gap`: the next probe tells
 following   log AppendFailed                         idle        `full`
 any         a probe of a newer session               as idle     the older session is over
 any         an append of an older session            same        dropped: its leader has moved on
@@ -125,14 +130,14 @@ class Follower:
                 self._answer("rebuild", end=damaged_at)
         elif self._agreed and not (message.begins and base > end):
             # A log that agreed in this epoch is the leader's, only shorter: nothing of it is discarded again.
-            self._accept(message)
+            self._agree(message)
         elif base > end and not message.begins:
             self._answer("behind", log_epoch=log.epoch_at(end - 1), end=end)
         elif not message.begins and base > 0 and log.epoch_at(base - 1) != message.prev_epoch:
             epoch, its_end = log.end_of_epoch(message.prev_epoch)
             self._answer("diverged", log_epoch=epoch, end=min(its_end, base))
         elif base == end and first <= base and self._epochs_agree(message):
-            self._accept(message)
+            self._agree(message)
         elif base < self.high_watermark and not (self._unclean or message.rebuild):
             self._answer("rebuild", end=base)
         else:
@@ -145,14 +150,61 @@ class Follower:
 
     def _discard(self, message: Append, base: int) -> None:
         """Cuts the log to a base, or begins it anew there; the session goes on once that is on disk."""
+        log = self.log
+        if not log.start_offset <= base <= log.end_offset:
+            self._restart(message)
+        elif base < min(log.end_offset, log.thinned_below):
+            self._begin_anew(message)
+        else:
+            self._wait_for_log(message, base)
+            log.truncate(self, base)
+
+    def _begin_anew(self, message: Append) -> None:
+        """Discards everything, where that is allowed, once the leader asks where its own log begins."""
+        log = self.log
+        if not (message.rebuild or self._unclean or log.first_offset == log.end_offset):
+            self._answer("rebuild", end=message.base)
+        elif message.begins:
+            self._restart(message)
+        else:
+            self._answer("behind", end=0)
+
+    def _restart(self, message: Append) -> None:
+        self._wait_for_log(message, message.base)
+        self.log.restart(
+            self, message.base, message.prev_epoch,
+            thinned=message.thinned, lost=message.tombstones, source=self.epoch,
+        )  # fmt: skip
+
+    def _wait_for_log(self, message: Append, base: int) -> None:
         self._probe = message
         self.state = "truncating"
         self._agreed = False
         self.high_watermark = min(self.high_watermark, base)
-        if self.log.first_offset <= base <= self.log.end_offset:
-            self.log.truncate(self, base)
+
+    def _lacks_tombstones(self, message: Append) -> bool:
+        """Whether the leader's log lacks tombstones that this one never had: what they deleted may be here.
+
+        Not so where all of it was copied from this leader since it said so; it removes no others meanwhile.
+        """
+        log = self.log
+        copied = self.epoch == log.copied_in_epoch and message.tombstones <= log.tombstones_lost
+        return message.tombstones > log.end_offset and not copied
+
+    def _is_thinned(self, message: Append) -> bool:
+        """Whether what follows is from a log that is compacted beyond what is noted here."""
+        log = self.log
+        return message.thinned > log.end_offset and message.thinned > log.thinned_below
+
+    def _agree(self, message: Append) -> None:
+        """The logs agree up to this one's end, which is where it goes on, if that is all there is to know."""
+        if self._lacks_tombstones(message):
+            self._begin_anew(message)
+        elif self._is_thinned(message):
+            self._wait_for_log(message, self.log.end_offset)
+            self.log.note_thinned(self, message.thinned)
         else:
-            self.log.restart(self, base)
+            self._accept(message)
 
     def _accept(self, message: Append) -> None:
         self.state = "following"
@@ -164,7 +216,7 @@ class Follower:
 
     def _on_batches(self, message: Append, frames: Sequence[Frame]) -> None:
         log = self.log
-        if message.base > log.end_offset:
+        if message.base > log.end_offset or self._is_out_of_step(message):
             self._fall_idle("gap")
             return
         if log.full:
@@ -188,6 +240,7 @@ class Follower:
                 self._fall_idle("gap")
                 return
             self._begin_epochs(message.epochs)
+            self._know_epochs(message.epochs, header.base_offset)
             # What was committed without this replica waits for nobody's flush.
             log.append(batch, header, lazily=header.next_offset < message.high_watermark)
         self._begin_epochs(message.epochs)
@@ -195,10 +248,14 @@ class Follower:
         self._learn(message)
         self.advance(always=log.end_offset == end)
 
+    def _is_out_of_step(self, message: Append) -> bool:
+        """Whether the leader has compacted what this log does not reach to yet, since the session began."""
+        return self._is_thinned(message) or self._lacks_tombstones(message)
+
     def _continues(self, header: BatchHeader) -> bool:
         log = self.log
         return (
-            header.base_offset == log.end_offset
+            header.continues(log.end_offset)
             and log.last_epoch <= header.leader_epoch <= self.epoch
             and header.append_time >= log.last_append_time
         )
@@ -209,6 +266,16 @@ class Follower:
             if start == self.log.end_offset and self.log.last_epoch < epoch <= self.epoch:
                 self._beginning = epoch == self.epoch
                 self.log.begin_epoch(epoch, anyway=False)
+
+    def _know_epochs(self, epochs: list[tuple[int, int]], offset: int) -> None:
+        """Epochs that begin in a gap, before the batch at an offset, are kept where they begin."""
+        log = self.log
+        between = [
+            (epoch, start)
+            for epoch, start in epochs
+            if log.end_offset < start <= offset and log.last_epoch < epoch <= self.epoch
+        ]
+        log.know_epochs(between)
 
     def _make_epoch_durable(self) -> None:
         """The leader's own epoch is begun on disk, also where it began before the first record that is kept here."""
@@ -236,7 +303,7 @@ class Follower:
         if event.error is not None:
             self._answer("full")
         elif self.log.end_offset == probe.base:
-            self._accept(probe)
+            self._agree(probe)
         else:
             self._answer(
                 "behind",

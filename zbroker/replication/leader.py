@@ -370,6 +370,14 @@ class Leader:
         ignored = follower.asked_at > follower.heard_at
         return not follower.reading and (durable < follower.next or begins or ignored)
 
+    @property
+    def everyone_has_below(self) -> int:
+        """Below which offset every follower that is up has everything; 0 while one of them is not heard."""
+        return min(
+            (each.written if each.state == "streaming" else 0 for each in self.followers.values()),
+            default=1 << 62,
+        )
+
     # Sessions ---
 
     def _begin_session(self, node: str, base: int) -> None:
@@ -533,6 +541,7 @@ class Leader:
             rebuild=probe and follower.rebuilding and not self._counts(node),
             high_watermark=self.high_watermark, metadata=self._metadata,
             log_start=0 if settings.quorum else log.start_offset,  # each has snapshots of its own
+            thinned=log.thinned_below, tombstones=log.tombstones_lost,
             epochs=log.epochs_between(base, following), position=follower.sent, stamp=self._stamp,
         )  # fmt: skip
         follower.next = following

@@ -121,6 +121,14 @@ class Replica:
         """The newest epoch of which there was an appointment."""
         return -1 if self.appointment is None else self.appointment.epoch
 
+    @property
+    def has_all_below(self) -> int:
+        """Below which offset everyone who follows this leader has everything: tombstones beyond are to be sent still.
+
+        Whoever leads nobody knows of no one, and who was away is told what it missed (`Log.tombstones_lost`).
+        """
+        return 1 << 62 if self.leader is None else self.leader.everyone_has_below
+
     # Life ---
 
     def open(self, now: int) -> None:
@@ -358,7 +366,9 @@ class Replica:
         if self.state == "closing":
             return
         self.state = "idle"
-        self._high_watermark = max(self._high_watermark, self.log.start_offset)
+        log = self.log
+        committed = max(log.start_offset, min(log.thinned_below, log.end_offset))
+        self._high_watermark = max(self._high_watermark, committed)
         self._take_up()
 
     def _epoch_begun(self, event: EpochBegun) -> None:
