@@ -28,7 +28,7 @@ from zbroker.testing.group_work import GroupWork
 from zbroker.testing.history import History, check
 from zbroker.testing.invariants import Invariants
 from zbroker.testing.rest import differences
-from zbroker.testing.timeline import SECOND
+from zbroker.testing.timeline import MS, SECOND
 from zbroker.topics import is_internal
 
 HEAL_SECONDS = 30.0
@@ -42,6 +42,9 @@ GROUP_SHARE = 0.5
 
 SETTLE_SECONDS = 4.0
 """Simulated seconds within which everything that was still on its way has come."""
+
+SETTLE_PACE = (100 * MS, 300 * MS)
+"""Microseconds between two sends meanwhile."""
 
 
 class Result(msgspec.Struct):
@@ -207,6 +210,8 @@ class Simulation:
         )
         self.admin.stop()
         self.prober.probing = False
+        for producer in self.producers:
+            producer.pace = SETTLE_PACE  # that a whole cluster takes records fast has been seen at the beginning
         cluster.run(SETTLE_SECONDS)
         self.topics = {
             name: count for name, count in self.topics.items() if self._is_worth_waiting_for(name)
