@@ -60,6 +60,14 @@ class Watcher:
                 found = {one.partition: one.offset or 0 for one in look.offsets}
         return found
 
+    def new_coordinator(self, since: float, until: float) -> float | None:
+        """When another node was seen to coordinate, the last time in between; sessions begin anew then."""
+        found = None
+        for (_, before), (at, after) in itertools.pairwise(self.looks):
+            if since < at < until and before.coordinator != after.coordinator:
+                found = at
+        return found
+
     def close(self) -> None:
         self._go_on = False
         self._thread.join()
@@ -218,8 +226,10 @@ def judge(scene: Scene, watcher: Watcher, sent: int, ends: dict[int, int]) -> bo
     twice = duplicates(journals.values())
     print(f"{sum(one.after - one.first for one in twice):,} handed out twice")
     wrong += bad_duplicates(scene, watcher, twice)
-    for at, what, whom in scene.events:
-        wrong += moved(scene, journals, at, what, whom)
+    (quiet,) = [at for at, what, _ in scene.events if what == "nothing"]
+    noise = longest_pause(journals, "", quiet, quiet + SETTLE_S)[0]
+    for event in scene.events:
+        wrong += moved(scene, watcher, journals, event, noise)
     print()
     for line in wrong:
         print(f"WRONG: {line}")
@@ -232,7 +242,9 @@ def bad_duplicates(scene: Scene, watcher: Watcher, twice: list) -> list[str]:  #
     for member in scene.all:
         mine = [one for one in twice if one.before == member.name]
         moments = [at for at in (member.died_at, *(since for since, _ in member.frozen)) if at]
-        if not moments or not any(moments):
+        if not moments:
+            out = [at for kind, at, _ in member.journal().entries if kind == "fenced"]
+            wrong += [f"{member.name} was put out of the group" for _ in out]
             wrong += [f"{one} though {member.name} did not die" for one in mine[:3]]
             continue
         committed = watcher.committed(max(moments))
@@ -241,8 +253,33 @@ def bad_duplicates(scene: Scene, watcher: Watcher, twice: list) -> list[str]:  #
     return wrong
 
 
-def moved(scene: Scene, journals: dict[str, Journal], at: float, what: str, whom: str) -> list[str]:
-    """How long an event's partitions were without a reader, and how long the others paused."""
+def longest_pause(
+    journals: dict[str, Journal], but: str, since: float, until: float
+) -> tuple[float, int]:
+    """The longest pause in partitions that stayed with a member, in seconds, and how many partitions those are."""
+    held = (
+        {run.partition for run in journals[but].runs_between(since, until)}
+        if but in journals
+        else set()
+    )
+    found = pauses(journals.values(), since, until)
+    others = [pause for partition, pause in found.items() if partition not in held]
+    return max(others, default=0.0), len(others)
+
+
+def moved(
+    scene: Scene,
+    watcher: Watcher,
+    journals: dict[str, Journal],
+    event: tuple[float, str, str],
+    noise: float,
+) -> list[str]:
+    """How long an event's partitions were without a reader, and how long the others paused.
+
+    What is too long on a machine that has nothing else to do may be `noise` longer on this one: so long do partitions
+    pause while nothing happens.
+    """
+    at, what, whom = event
     wrong: list[str] = []
     text = ""
     if whom in journals and what in ("stop", "kill", "freeze"):
@@ -251,10 +288,12 @@ def moved(scene: Scene, journals: dict[str, Journal], at: float, what: str, whom
         if what == "stop":
             last = journals[whom].when("closing", at - 1) or at
         limit = 0.1 if what == "stop" else scene.session + 0.2
+        if what != "stop":
+            limit += (watcher.new_coordinator(at, at + scene.session + 0.2) or at) - at
         came = taken_over(journals.values(), held, whom, last)
         longest = max((moment - last for moment in came.values()), default=0.0)
         text = f"its {len(held)} partitions with others after {longest * 1000:.0f} ms (limit {limit * 1000:.0f})"
-        if longest > limit:
+        if limit + noise < longest < float("inf"):
             wrong.append(f"{what} {whom}: {text}")
     if what == "thaw":
         told = journals[whom].when("fenced", at) or float("inf")
@@ -263,14 +302,11 @@ def moved(scene: Scene, journals: dict[str, Journal], at: float, what: str, whom
         if handed or told == float("inf"):
             wrong.append(f"{whom} woke up: {text}")
     after = at + (scene.session + SETTLE_S if what in ("kill", "freeze") else SETTLE_S)
-    others = [
-        pause
-        for name, journal in journals.items()
-        if name != whom
-        for pause in pauses(journal, at - 0.2, after).values()
-    ]
-    if others:
-        text += f"{'; ' if text else ''}others' {len(others)} partitions paused up to {max(others) * 1000:.0f} ms"
+    pause, count = longest_pause(journals, whom, at - 0.2, after)
+    if count:
+        text += (
+            f"{'; ' if text else ''}others' {count} partitions paused up to {pause * 1000:.0f} ms"
+        )
     print(f"  {what:8} {whom:6} {text}")
     return wrong
 
@@ -316,6 +352,7 @@ def main() -> None:
         "--session", type=float, default=4.0, help="the members' session timeout, seconds"
     )
     parser.add_argument("--part", choices=["all", "survive", "rolling"], default="all")
+    parser.add_argument("--keep", type=Path, help="a folder in which journals and logs are left")
     parser.add_argument("--produce", help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.produce:
@@ -324,11 +361,10 @@ def main() -> None:
     well = True
     for part in ("survive", "rolling") if told.part == "all" else (told.part,):
         print(part)
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            ClusterProcesses(Path(folder) / "nodes") as cluster,
-        ):
-            scene = Scene(cluster, Path(folder), told.session)
+        with contextlib.ExitStack() as stack:
+            kept = told.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            cluster = stack.enter_context(ClusterProcesses(kept / part))
+            scene = Scene(cluster, kept / part, told.session)
             cluster.wait_until_healed()
             well = (survive(scene, told.rate) if part == "survive" else rolling(scene)) and well
     sys.exit(0 if well else 1)

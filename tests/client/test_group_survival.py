@@ -50,8 +50,12 @@ def test_what_nobody_was_handed_and_what_two_were() -> None:
 
 
 def test_a_pause_is_of_a_partition_that_a_member_had_all_through() -> None:
-    found = journal("a", *((at, 0, 0, 0) for at in (1.0, 2.0, 2.5, 4.0, 5.0)), (2.2, 1, 0, 0))
-    assert pauses(found, 1.5, 4.5) == {0: 1.5}
+    found = [
+        journal("a", *((at, 0, 0, 0) for at in (1.0, 2.0, 2.5, 4.0, 5.0)), (2.2, 1, 0, 0)),
+        journal("b", *((at, 2, 0, 0) for at in (1.0, 5.0)), (1.0, 3, 0, 0), (5.0, 3, 0, 0)),
+        journal("c", (3.0, 3, 0, 0)),
+    ]
+    assert pauses(found, 1.5, 4.5) == {0: 1.5, 2: 4.0}  # 3 was another's in between
 
 
 def test_a_journal_is_read_but_for_a_line_that_is_not_whole(tmp_path: Path) -> None:

@@ -161,6 +161,21 @@ def test_a_revoked_partition_is_not_read_while_what_is_in_hand_is_finished() -> 
     assert said_owned(member.asked(GroupHeartbeat)) == {0, 1}
 
 
+def test_partitions_that_stay_are_not_touched_by_what_comes_and_goes() -> None:
+    member = Member()
+    member.joined(0, 1)
+    reader = member.core.readers[place(0)]
+    fetching, generation = reader.call, member.custody.owned[place(0)]
+    member.beat(2, 0)
+    member.beat(3, 0, 2)
+    member.offsets({2: 5})
+    assert member.reads == {0, 2}
+    assert member.core.readers[place(0)] is reader
+    assert fetching is not None
+    assert reader.call is fetching
+    assert member.custody.owned[place(0)] == generation
+
+
 def test_an_application_that_wants_to_hear_is_heard_first() -> None:
     member = Member(hears=True)
     member.joined(0, 1)

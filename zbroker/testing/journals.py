@@ -116,17 +116,18 @@ def taken_over(
     }
 
 
-def pauses(journal: Journal, since: float, until: float) -> dict[int, float]:
-    """The longest pause in each partition that a member was handed records of all through, in seconds."""
-    times: dict[int, list[float]] = {}
-    for run in journal.runs:
-        times.setdefault(run.partition, []).append(run.at)
-    found = {}
-    for partition, all_times in times.items():
-        if all_times[0] > since or all_times[-1] < until:
+def pauses(journals: Iterable[Journal], since: float, until: float) -> dict[int, float]:
+    """The longest pause in each partition that one member had all through, in seconds."""
+    found: dict[int, float] = {}
+    for partition, runs in by_partition(journals).items():
+        first = max((at for at, (run, _) in enumerate(runs) if run.at <= since), default=None)
+        last = min((at for at, (run, _) in enumerate(runs) if run.at >= until), default=None)
+        if first is None or last is None:
             continue
-        within = [at for at in all_times if since <= at <= until]
-        edges = [max(at for at in all_times if at <= since), *within]
-        edges.append(min(at for at in all_times if at >= until))
-        found[partition] = max(after - before for before, after in itertools.pairwise(edges))
+        through = runs[first : last + 1]
+        if len({name for _, name in through}) == 1:
+            found[partition] = max(
+                (after.at - before.at for (before, _), (after, _) in itertools.pairwise(through)),
+                default=0.0,
+            )
     return found
