@@ -1,4 +1,7 @@
-"""A thousand idle clients: what each takes of the server's memory, and how quick a producer is beside them."""
+"""A thousand idle clients: what each takes of the server's memory, and how quick a producer is beside them.
+
+They are consumers of a topic to which nobody writes, and the producer writes to another.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ CLIENTS, PROCESSES, SIZE = 1000, 4, 100
 def measure(ground: Ground, client: Client) -> Figures:
     """Connects them, looks at the server, and produces."""
     pids = ground.servers.pids
-    with ground.topic() as topic:
+    with ground.topic() as quiet, ground.topic() as topic:
         before = sum(map(resident, pids))
         crowd = [
-            ground.worker(client, "crowd", topic=topic, consumers=CLIENTS // PROCESSES)
+            ground.worker(client, "crowd", topic=quiet, consumers=CLIENTS // PROCESSES)
             for _ in range(PROCESSES)
         ]
         with all_of(crowd):
