@@ -37,7 +37,7 @@ RECORD_OVERHEAD = 16
 """Bytes that a record is taken to need beside its key, value and headers."""
 EXACT = 64
 """Records of a batch for each of which the clock is read."""
-COARSE = 4096
+COARSE = 8192
 """Bytes of records after which it is read from then on."""
 
 UNLOCKED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
