@@ -3,8 +3,8 @@
     python -m bench.catch_up [--gib 2]
 
 Three nodes, default settings. One is killed, the others take the records, and a producer of another topic measures the
-latency of one `acks=all` record at a time, before the follower is back and while it catches up. The disk's own speed is
-measured beside it, by writing as much and flushing.
+latency of one `acks=all` record at a time: before the follower is back, while it catches up, and once it has (three
+disks then have each record, not two). The disk's own speed is measured beside it, by writing as much and flushing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zbroker.testing.nodes import ClusterProcesses
 MIB = 1 << 20
 BULK, LIVE = "bulk", "live"
 PAUSE_S = 0.002
-BEFORE_S = 8.0
+AT_REST_S = 8.0
 
 
 class Latencies(threading.Thread):
@@ -78,6 +78,14 @@ def fill(servers: str, size: int) -> float:
     return size / MIB / (time.perf_counter() - start)
 
 
+def at_rest(servers: str) -> str:
+    """The latencies while nothing else goes on."""
+    latencies = Latencies(servers)
+    latencies.start()
+    time.sleep(AT_REST_S)
+    return latencies.end()
+
+
 def measure(folder: Path, size: int) -> None:
     """The whole, said as it is found."""
     with ClusterProcesses(folder) as cluster, Admin(cluster.servers) as admin:
@@ -91,10 +99,7 @@ def measure(folder: Path, size: int) -> None:
             f"{away} is away; written meanwhile at {fill(cluster.servers, size):.0f} MiB/s",
             flush=True,
         )
-        before = Latencies(cluster.servers)
-        before.start()
-        time.sleep(BEFORE_S)
-        print(f"live records without it: {before.end()}", flush=True)
+        print(f"live records without it: {at_rest(cluster.servers)}", flush=True)
         during = Latencies(cluster.servers)
         during.start()
         start = time.perf_counter()
@@ -107,6 +112,7 @@ def measure(folder: Path, size: int) -> None:
             flush=True,
         )
         print(f"live records meanwhile: {said}", flush=True)
+        print(f"live records once it is in sync: {at_rest(cluster.servers)}", flush=True)
     print(f"the disk alone: {disk_speed(folder, size):.0f} MiB/s", flush=True)
 
 

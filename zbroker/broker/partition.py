@@ -488,6 +488,7 @@ class Partition:
 
     def compact(self, wall: int) -> None:
         """Begins to compact this copy."""
+        self.resting = False
         self.log.compact(self.high_watermark, wall, self.replica.has_all_below)
 
     def beacon(self) -> None:

@@ -600,6 +600,7 @@ class Log:
             and self._writing is None
             and self._upkeep is None
             and self._truncation is None
+            and not self.compacting
         )
 
     def _proceed(self) -> None:
