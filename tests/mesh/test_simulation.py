@@ -77,7 +77,7 @@ def test_every_check_is_made_and_every_outcome_is_met() -> None:
             outcomes[name] = outcomes.get(name, 0) + count
     expected = {
         "9 members", "10 records", "12 joined", "13 cuts", "14 served", "16 ballots", "16 complete", "16 leaders",
-        "16 majorities", "18 acknowledged",
+        "16 majorities", "17 handed", "17 owners", "17 positions", "18 acknowledged",
     }  # fmt: skip
     assert set(checks) == expected
     assert all(checks.values())

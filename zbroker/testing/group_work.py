@@ -111,7 +111,8 @@ class GroupWork:
             partitions: topic ids, log starts and ends, by topic and number.
             excused: topics of which records may have been lost.
         """
-        owners = [place for member in self.alive for place in member.held]
+        topics = {topic for topic, _ in partitions}
+        owners = [place for each in self.alive for place in each.held if place.topic in topics]
         if sorted(owners) != sorted(partitions):
             have = ", ".join(f"{member.name}: {sorted(member.held)}" for member in self.alive)
             return f"every partition is to be one member's, and they have {have}"
