@@ -21,8 +21,10 @@ from zbroker.testing.clients import SimulatedAdmin
 from zbroker.testing.cluster import Machine, SimulatedCluster
 from zbroker.testing.group_invariants import differences
 from zbroker.testing.invariants import InvariantBroken, Invariants
-from zbroker.testing.members import Readership, SimulatedMember
+from zbroker.testing.simulated_members import Readership, SimulatedMember
 from zbroker.testing.timeline import MS
+
+pytestmark = pytest.mark.slow  # the same decisions on every Python
 
 SESSION = 2.0
 
