@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case in scenarios.cases(scenario, plan)
         if told.case in case.name
     ]
-    session = frame.Session(plan, systems, todo, found, lambda line: print(line, flush=True))
+    session = frame.Session(
+        plan, systems, todo, found, lambda line: print(line, flush=True),
+        keep=lambda: found.write(told.json) if told.json else None,
+    )  # fmt: skip
     try:
         session.run()
     except KeyboardInterrupt:

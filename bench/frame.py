@@ -150,6 +150,8 @@ class Session:
     cases: Sequence[Case]
     results: Results
     say: Callable[[str], None] = print
+    keep: Callable[[], None] = lambda: None
+    """Called after every system's turn: what was found until then is not lost."""
 
     def run(self) -> None:
         """Measures everything."""
@@ -159,6 +161,7 @@ class Session:
                 mine = [case for case in self.cases if case.arena == arena]
                 for system in self.systems:
                     self._turn(run, system, arena, mine)
+                    self.keep()
 
     def _turn(self, run: int, system: System, arena: Arena | None, cases: Iterable[Case]) -> None:
         """One system's part of a run in one arena."""

@@ -62,7 +62,16 @@ def session(
     systems: Any = [System("zbroker", log), System("other", log)]
     results = Results()
     case = Case("work", "some", arena, "work", measure)
-    Session(Plan(runs=runs), systems, [case], results, lambda _line: None).run()
+    kept: list[int] = []
+    Session(
+        Plan(runs=runs),
+        systems,
+        [case],
+        results,
+        lambda _line: None,
+        lambda: kept.append(len(results.rows)),
+    ).run()
+    assert len(kept) == runs * len(systems), "after every turn"
     return results, log
 
 
