@@ -251,6 +251,12 @@ def measure(runs: int, records: int, say: Callable[[str], None]) -> list[Cost]:
     return measuring.costs()
 
 
+def least(costs: Sequence[Cost], again: Sequence[Cost]) -> list[Cost]:
+    """The smaller ratio of each: what a busy machine adds is not the operation's."""
+    second = {cost.name: cost for cost in again}
+    return [min(cost, second.get(cost.name, cost), key=lambda one: one.ratio) for cost in costs]
+
+
 def grown(costs: Sequence[Cost], kept: Path) -> Iterator[str]:
     """What costs more than a file says, in rounds of the reference loop."""
     before = {row["name"]: row for row in json.loads(kept.read_text(encoding="utf-8"))["rows"]}
@@ -280,6 +286,10 @@ def main() -> int:
             f'{{\n "head": {top},\n "rows": [\n  {rows}\n ]\n}}\n', encoding="utf-8"
         )
     worse = list(grown(costs, told.check)) if told.check else []
+    if worse:
+        print("measured once more, before it is believed", flush=True)
+        costs = least(costs, measure(told.runs, told.records, lambda line: print(line, flush=True)))
+        worse = list(grown(costs, told.check))
     print("\n".join(worse))
     return 1 if worse else 0
 

@@ -215,3 +215,5 @@ def test_a_cost_that_has_grown_is_named(tmp_path: Path) -> None:
         costs.Cost("c", "", 1, "ns", 9),
     ]
     assert list(costs.grown(now, kept)) == ["a b: 3 rounds of the reference loop, was 2"]
+    again = [costs.Cost("b", "a b", 1, "ns", 2.1), costs.Cost("a", "an a", 1, "ns", 9)]
+    assert list(costs.grown(costs.least(now, again), kept)) == [], "it was the machine"
