@@ -425,3 +425,19 @@ def test_a_timestamp_of_ones_own_is_that_records_alone() -> None:
 
 def void(_what: Any) -> None:
     """Nothing of it is wanted."""
+
+
+def test_any_number_of_partitions_share_the_buffer() -> None:
+    accumulator = an_accumulator(Clock(), buffer_bytes=64 << 20)
+    for number in range(5000):
+        topic = f"t{number}"
+        with accumulator.lock:
+            accumulator.lane(topic)
+        accumulator.assign(topic, 1, LIMIT)
+        accumulator.append(topic, b"x" * 100, None, None, None, (), None, block=0)
+        assert not accumulator.closed, "none is sealed for another's sake"
+    assert len(accumulator.unfinished) == 5000
+    assert accumulator.room >= 0
+    assert [batch.charge for batch in list(accumulator.unfinished)[:16]] == [1 << 19] * 16, (
+        "few take whole batches"
+    )

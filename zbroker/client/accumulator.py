@@ -4,8 +4,10 @@ Owns the open batches, the budget in bytes and the waits for room. What stands b
 taken when a batch opens, is sealed or is finished, never for a record on the fast path (`Producer.send`), which goes
 through a batch's pen (`filling`). Never sends and never decides where a batch goes.
 
-Memory: a batch reserves `batch_bytes` when it opens, keeps what it really holds when it is sealed, and gives that
-back when it is finished. Who finds no room waits until a quarter of the buffer is free, or is refused.
+Memory: a batch reserves what it may hold when it opens, keeps what it really holds when it is sealed, and gives that
+back when it is finished. It may hold `batch_bytes`, and less where many are open: the next of n takes at most an eighth
+of the buffer's nth part, so that a thousand partitions share it and none waits for the others' linger. Who finds no room
+waits until a quarter of the buffer is free, or is refused.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ from zbroker.client.records import Headers
 from zbroker.errors import BufferFull, ClientClosed, MessageTooLarge, UnknownPartition, ZBrokerError
 
 UNASSIGNED = -1
+BATCH_LEAST = 4 << 10
+"""Bytes that a batch may hold however many are open."""
+OPEN_SHARE = 8
+"""Of how many times the open batches' number the buffer's part is that the next one may hold."""
 REFRESH = 0.005
 """Seconds after which the pen of a batch that stays open is told to look at the clock, once it does so seldom."""
 
@@ -254,7 +260,8 @@ class Accumulator:
 
     def _open(self, lane: Lane, place: int, size: int) -> Batch | None:
         """A new open batch, or None when there is no room for it."""
-        limit = max(self.batch_bytes, size + 1)
+        share = self.buffer_bytes // (OPEN_SHARE * (len(self._opened) + 1))
+        limit = max(min(self.batch_bytes, max(share, BATCH_LEAST)), size + 1)
         if lane.record_max + 1 < limit:
             limit = lane.record_max + 1
         charge = min(limit, self.buffer_bytes)
