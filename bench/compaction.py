@@ -69,7 +69,7 @@ class Reader(threading.Thread):
     """Goes through the topic again and again."""
 
     def __init__(self, servers: str, wanted: array[int]) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.servers, self.wanted = servers, wanted
         self.over = threading.Event()
         self.passes: list[int] = []
@@ -103,7 +103,7 @@ class Asker(threading.Thread):
     """One request at a time; milliseconds."""
 
     def __init__(self, servers: str) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.servers = servers
         self.found: list[float] = []
         self.over = threading.Event()
@@ -170,7 +170,10 @@ def on_a_node(folder: Path, records: int, keys: int, segment: int, before_s: flo
 
 
 def size(admin: Admin) -> int:
-    return admin.describe_topic(TOPIC).partitions[0].size
+    """Bytes of the log; asked again where its leader does not say in time."""
+    while (found := admin.describe_topic(TOPIC).partitions[0].size) is None:
+        time.sleep(0.1)
+    return found
 
 
 def without_a_node(folder: Path, records: int, keys: int, segment: int) -> list[str]:

@@ -84,6 +84,16 @@ def test_a_candidate_asks_only_once_its_own_vote_is_on_disk() -> None:
     assert [(node, message.epoch) for node, message in around.saved()] == [("b", 5), ("c", 5)]
 
 
+def test_a_vote_that_nobody_asked_for_does_not_count() -> None:
+    election, around = voter(Ballot(4))
+    election.on_tick(5000)
+    election.on_vote("b", Vote(epoch=5, granted=True, pre=True), 5001)
+    election.on_vote("b", Vote(epoch=5, granted=True), 5002)
+    assert election.state == "candidate"
+    assert [message.epoch for _, message in around.saved()] == [5, 5, 5, 5]
+    assert election.state == "candidate"
+
+
 def test_a_vote_survives_a_restart() -> None:
     election, around = voter()
     election.on_vote_request("b", ask(5), 1)

@@ -25,7 +25,12 @@ REPLICAS_MAX = 3
 
 SETTINGS: dict[str, TopicSettings] = {
     topics.GROUPS: TopicSettings(
-        partitions=6, fsync="always", retention=None, segment_size=16 * MIB, max_batch=4 * MIB
+        partitions=6,
+        fsync="always",
+        cleanup="compact",
+        retention=None,
+        segment_size=16 * MIB,
+        max_batch=4 * MIB,
     )
 }
 """What internal topics there are, and how each is made; replicas are added."""
