@@ -97,7 +97,7 @@ class GroupWork:
         self._active = False
         for member in self.alive:
             member.thaw()
-        if not self.alive:
+        if all(member.leaving for member in self.alive):
             self._start(None)
 
     # What is to be true after healing ---

@@ -102,6 +102,7 @@ class SimulatedMember(SimulatedClient):
     Attributes:
         errors: what it was told.
         frozen: it stands still; what comes waits.
+        leaving: it is about to be gone.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class SimulatedMember(SimulatedClient):
         super().__init__(name, cluster)
         self.readership = readership
         self.errors: list[ZBrokerError] = []
-        self.frozen = False
+        self.frozen = self.leaving = False
         self.instance = instance
         self._pace = pace
         self._backlog: deque[tuple[str, str, Any]] = deque()
@@ -197,6 +198,7 @@ class SimulatedMember(SimulatedClient):
         if self.stopped:
             return
         self.cluster.trace.note(self.name, "leaves")
+        self.leaving = True
         keep = self.instance is not None
         self.group.close(self.stop, keep=keep, deadline=self.now + seconds)
         self.soon()
