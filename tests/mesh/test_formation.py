@@ -41,3 +41,25 @@ def test_nodes_that_do_not_vote_follow_the_metadata_and_serve() -> None:
     assert [
         name for name, machine in cluster.machines.items() if machine.broker.metadata.is_up(name)
     ] == cluster.names
+
+
+@pytest.mark.parametrize("slowness", [1.0, 1000.0])
+@pytest.mark.parametrize("which", ["n1", "n2"])
+def test_an_empty_disk_founds_no_second_cluster(which: str, slowness: float) -> None:
+    """Also where the others are heard before it is known that the disk is empty."""
+    for seed in range(10):
+        cluster = SimulatedCluster(seed, 3, watch=Invariants())
+        cluster.form(20)
+        machine = cluster.machines[which]
+        machine.kill()
+        machine.empty_disk()
+        machine.slowness = slowness
+        machine.start()
+        formation = machine.broker.formation
+        cluster.run_until(
+            lambda formation=formation: formation.identity, 60, "it belongs somewhere"
+        )
+        others = {each.broker.metadata.cluster_id for each in cluster.up if each is not machine}
+        assert formation.identity is not None
+        assert {formation.identity.cluster} == others, seed
+        assert not formation.identity.voters

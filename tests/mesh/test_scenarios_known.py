@@ -274,3 +274,34 @@ def test_a_power_failure_of_all_machines_loses_nothing_that_was_acknowledged(see
     producer.sending = False
     mesh.cluster.run_until(lambda: producer.idle, 30, "every outcome is known")
     mesh.heal()
+
+
+# A voter's metadata are harmed ---
+
+
+@pytest.mark.parametrize("lost", ["ballot", "log"])
+def test_a_voter_without_what_it_promised_stops_until_it_is_replaced(lost: str) -> None:
+    """It has voted, and acknowledged: with neither on its disk it must not take part as the voter that it was."""
+    mesh = Mesh()
+    mesh.takes()
+    voter = next(each for each in mesh.cluster.up if each is not mesh.controller)
+    voter.kill()
+    copy = voter.copies.of("metadata")
+    copy.torn = copy.harmed = True
+    if lost == "ballot":
+        voter.disk.lose("metadata/ballot")
+    else:
+        (name,) = [each for each in voter.disk.list("metadata") if each.endswith(".log")]
+        voter.disk.flip(f"metadata/{name}", 150)
+    voter.start()
+    mesh.cluster.run_until(lambda: not voter.up, 10, "it stops")
+    assert "replace the voter" in str(voter.error)
+    voter.empty_disk()
+    voter.start()
+    mesh.cluster.run(1)
+    mesh.admin.call(ChangeVoters(node=voter.name, action="replace", request_id="1"))
+    mesh.cluster.run_until(
+        lambda: mesh.invariants.metadata.voters.get(voter.name) == voter.disk_id, 20, "it votes"
+    )
+    mesh.cluster.run_until(mesh.in_sync, 20, "all in sync")
+    mesh.takes()

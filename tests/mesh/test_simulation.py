@@ -36,6 +36,7 @@ MANY = {
     "churn": 20,
     "damage": 20,
     "dark": 20,
+    "moves": 20,
     "storm": 25,
 }
 

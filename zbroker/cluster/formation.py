@@ -14,6 +14,7 @@ loading  there is none                                 waiting
 waiting  this node founds, all voters are as they must saving   the cluster is founded
 waiting  the founder's word, for this very disk        saving   what it says is kept
 waiting  a peer that belongs to a cluster              saving   its id is kept, without voters
+loading  a peer that belongs to a cluster              loading  the same, once it is known that there is no file
 saving   the file is on disk                           formed   the founder tells those who do not know the voters yet
 saving   the founder's word                            saving   kept next
 formed   the founder's word, where no voters are kept  saving   what it says is kept
@@ -120,6 +121,8 @@ class Formation:
         self._send = send
         self._fresh_id = fresh_id
         self._met: dict[str, Greeting] = {}
+        self._exists = ""
+        """The id of a cluster that a peer belongs to, where one does."""
         self._next: Identity | None = None
 
     @property
@@ -137,7 +140,7 @@ class Formation:
             self._fail(completion.error)
         elif isinstance(completion.request, LoadIdentity) and completion.result is None:
             self.state = "waiting"
-            self._try()
+            self._join_or_try()
         else:
             self.identity = completion.result
             self.state = "formed"
@@ -150,11 +153,9 @@ class Formation:
     def on_greeting(self, sender: str, cluster: str, greeting: Greeting) -> None:
         """A peer said who it is; `cluster` is empty where it belongs to none."""
         self._met[sender] = greeting
+        self._exists = cluster or self._exists
         if self.state == "waiting":
-            if cluster:
-                self._save(Identity(cluster, {}))
-            else:
-                self._try()
+            self._join_or_try()
         elif self.state == "formed":
             self._spread()
 
@@ -176,6 +177,13 @@ class Formation:
         elif kept is None or (not kept.voters and kept.cluster == told.cluster):
             self._save(told)
 
+    def _join_or_try(self) -> None:
+        """Where there is a cluster, none is founded."""
+        if self._exists:
+            self._save(Identity(self._exists, {}))
+        else:
+            self._try()
+
     def _try(self) -> None:
         """Founds the cluster if everything is as it must be; else says what is missing."""
         if self._node not in self._voters:
@@ -196,6 +204,8 @@ class Formation:
         greeting = self._met.get(voter)
         if greeting is None:
             return f"{voter}, which has not been heard"
+        if not greeting.empty:
+            return f"{voter}, whose disk is not empty"
         if sorted(greeting.voters) != self._voters:
             return (
                 f"{voter}, whose configuration names other voters ({', '.join(sorted(greeting.voters))}) than "

@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from zbroker.cluster import snapshot
-from zbroker.cluster.ballot import Ballot, LoadBallot, SaveBallot
+from zbroker.cluster.ballot import NAME, Ballot, LoadBallot, SaveBallot
 from zbroker.cluster.election import Election, ElectionSettings
 from zbroker.cluster.electorate import Electorate, PeerStart
 from zbroker.cluster.handover import Handover
@@ -566,6 +566,14 @@ class MetadataPartition:
         assert self._ballot is not None
         ballot = self._ballot
         last = max(self.replica.log.last_epoch, self._snapshots.epoch)
+        if ballot.epoch < 0 <= last:
+            self._fail(
+                DataFolderError(
+                    f"{FOLDER}/{NAME} is missing: this voter has voted, and does not know for whom; start it on an "
+                    "empty folder, and replace the voter if it was one"
+                )
+            )
+            return
         if last > ballot.epoch:
             ballot = Ballot(last)  # followed, without having been asked to vote
         self.state = "following"

@@ -104,6 +104,7 @@ class Machine:
     Attributes:
         powered: a machine without power answers nothing, not even with a refusal.
         wall_offset: ms by which its wall clock is wrong. `drift`: by how much it is fast, in parts of one.
+        pace: how fast its monotonic clock runs; see `set_pace`.
         slowness: how many times slower than usual its disk is.
         error: why its last process failed, None where it did not.
     """
@@ -116,6 +117,7 @@ class Machine:
         self.powered = True
         self.wall_offset = 0
         self.drift = 0.0
+        self.pace = 1.0
         self.slowness = 1.0
         self.process: Process | None = None
         self.error: ZBrokerError | None = None
@@ -193,6 +195,12 @@ class Machine:
             self.cluster.trace.note(self.name, "thawed")
             self.process.thaw()
 
+    def set_pace(self, pace: float) -> None:
+        """Its monotonic clock runs this many times as fast as time from now on."""
+        if self.process is not None:
+            self.process.keep_time()
+        self.pace = pace
+
     def wall(self) -> int:
         """What its clock shows, ms since the epoch."""
         now = self.cluster.timeline.now // MS
@@ -248,7 +256,8 @@ class Process:
         self.connected: dict[str, Process | Literal["gone"] | None] = {}
         self._backlog: deque[tuple[str, Callable[[], None]]] = deque()
         self._began = cluster.timeline.now
-        self._clock = cluster.rng.randrange(1_000_000_000)
+        self._clock = cluster.rng.randrange(1_000_000_000) + cluster.timeline.now
+        self._clock_at = cluster.timeline.now
         self._due = -1
         self._turns = (0, 0)
         self.storage = Storage(
@@ -271,7 +280,15 @@ class Process:
     @property
     def now(self) -> int:
         """The process's monotonic clock, ms."""
-        return (self.cluster.timeline.now + self._clock) // MS
+        passed = self.cluster.timeline.now - self._clock_at
+        if self.machine.pace != 1.0:
+            passed = int(passed * self.machine.pace)
+        return (self._clock + passed) // MS
+
+    def keep_time(self) -> None:
+        """The clock's pace is about to change: what it shows is kept."""
+        self._clock += int((self.cluster.timeline.now - self._clock_at) * self.machine.pace)
+        self._clock_at = self.cluster.timeline.now
 
     def begin(self) -> None:
         """The broker's first call."""
@@ -606,6 +623,7 @@ class SimulatedCluster:
         self.push_loss = 0.0
         for machine in self.machines.values():
             machine.slowness = 1.0
+            machine.set_pace(1.0)
             machine.disk.budget = None
             machine.disk.fail_flushes = 0
             machine.disk.crash_at = None

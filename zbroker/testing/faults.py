@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from zbroker.cluster.quorum import FOLDER as METADATA
+from zbroker.errors import DataFolderError
 from zbroker.testing.cluster import Machine, SimulatedCluster
 from zbroker.testing.timeline import MS, SECOND
 from zbroker.topics import Fsync
@@ -26,12 +28,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         pause: least and most milliseconds between two faults.
         weights: how likely each fault is, by the name of its method.
         churn: topics are deleted and made again, and records deleted, while all this goes on.
+        moves: partitions are moved, and nodes drained, on four or five nodes.
     """
 
     about: str
     weights: dict[str, int]
     pause: tuple[int, int] = (100, 1500)
     churn: bool = False
+    moves: bool = False
     fsyncs: tuple[Fsync, ...] = ("always", "always", "interval", "never")
 
 
@@ -43,9 +47,9 @@ NETWORK = {
 DISK = {
     "power_loss": 4, "power_loss_all": 1, "crash_in_request": 4, "slow_disk": 3, "full_disk": 2, "failed_flush": 2,
 }  # fmt: skip
-CLOCK = {"clock_jump": 2, "clock_drift": 1, "clock_strobe": 1}
+CLOCK = {"clock_jump": 2, "clock_drift": 1, "clock_strobe": 1, "clock_pace": 2}
 
-DAMAGE = {"flip": 4, "cut_file": 2, "lose_file": 3, "replace": 2}
+DAMAGE = {"flip": 4, "cut_file": 2, "lose_file": 3, "harm_metadata": 3, "replace": 2}
 
 PROFILES: dict[str, Profile] = {
     "calm": Profile(about="nothing goes wrong", weights={}),
@@ -57,6 +61,11 @@ PROFILES: dict[str, Profile] = {
         about="the same, while topics are deleted and made again",
         weights={**PROCESS, **NETWORK, **DISK, **CLOCK},
         churn=True,
+    ),
+    "moves": Profile(
+        about="the same, while partitions are moved and nodes drained",
+        weights={**PROCESS, **NETWORK, **DISK, **CLOCK},
+        moves=True,
     ),
     "damage": Profile(
         about="bits flipped, files cut and lost, a disk replaced; kills and cuts beside it",
@@ -104,6 +113,7 @@ class Faults:
         self.done: Counter[str] = Counter()
         self.harmed: str | None = None
         self.replaced: str | None = None
+        self._metadata_harmed: str | None = None
         self._down: set[str] = set()
 
     def begin(self) -> None:
@@ -133,6 +143,7 @@ class Faults:
             return
         for machine in self.cluster.machines.values():
             if not machine.up and machine.name not in self._down:
+                self.attend(machine)
                 self._start_later(machine)
         self.cluster.timeline.after(200 * MS, self._revive)
 
@@ -417,6 +428,36 @@ class Faults:
 
         self._harm(act)
 
+    def harm_metadata(self) -> None:
+        """Something is wrong with a voter's metadata: it goes on without what is wrong, or is replaced.
+
+        What it has promised to keep is lost; so it must not vote, or count, as the voter that it was.
+        """
+        machine = self._victim()
+        if machine is None or self.replaced is not None:
+            return
+        names = [name for name in machine.disk.list(METADATA) if not name.endswith(".partial")]
+        if not names:
+            return
+        path = f"{METADATA}/{self.rng.choice(names)}"
+        machine.kill("killed, and its metadata harmed")
+        copy = machine.copies.of(METADATA)
+        copy.torn = copy.harmed = True
+        size = machine.disk.size(path)
+        if size > 0 and self.rng.random() < 0.7:
+            machine.disk.flip(path, self.rng.randrange(size), self.rng.randint(1, 255))
+        else:
+            machine.disk.lose(path)
+        self._metadata_harmed = machine.name
+        self._start_later(machine, most=1.0)
+
+    def attend(self, machine: Machine) -> None:
+        """Somebody looks after a node that is down: one whose metadata are of no use gets another disk."""
+        harmed = machine.name == self._metadata_harmed and self.replaced is None
+        if harmed and not machine.up and isinstance(machine.error, DataFolderError):
+            self.replaced = machine.name
+            machine.empty_disk()
+
     def replace(self) -> None:
         """A voter's machine is lost for good, and another with an empty disk takes its name."""
         machine = self._victim()
@@ -438,6 +479,12 @@ class Faults:
         """A wall clock is fast or slow."""
         machine = self.rng.choice(list(self.cluster.machines.values()))
         machine.drift = self.rng.uniform(-0.05, 0.05)
+
+    def clock_pace(self) -> None:
+        """A monotonic clock is fast or slow for a while."""
+        machine = self.rng.choice(list(self.cluster.machines.values()))
+        machine.set_pace(self.rng.choice((0.8, 0.95, 1.05, 1.25)))
+        self._for_a_while(lambda: machine.set_pace(1.0))
 
     def clock_strobe(self) -> None:
         """A wall clock goes to and fro."""

@@ -95,6 +95,8 @@ class Simulation:
         lasting = rng.uniform(5.0, 12.0)
         self.seconds = lasting if seconds is None else seconds
         self.profile = profile if isinstance(profile, Profile) else PROFILES[profile]
+        if self.profile.moves:
+            chosen = rng.choice((4, 5))
         self.name = profile if isinstance(profile, str) else "custom"
         self.invariants = Invariants()
         self.cluster = SimulatedCluster(
@@ -156,7 +158,8 @@ class Simulation:
         elif rng.random() < 0.6 or "always" not in self.profile.fsyncs:
             fsync = rng.choice(self.profile.fsyncs)
             insync = rng.randint(1, min(2, len(cluster.names)))
-            self._make_topic("b", partitions=1, fsync=fsync, min_insync=insync)
+            more = {"replicas": rng.choice((2, 3))} if self.profile.moves else {}
+            self._make_topic("b", partitions=1, fsync=fsync, min_insync=insync, **more)
         self.prober = Prober("probe", cluster, self.history)
         self._tell_prober()
         for number in range(2):
@@ -190,7 +193,9 @@ class Simulation:
         until = self.cluster.now + self.seconds
         if self.profile.churn:
             self._churn(until)
-        if "replace" in self.profile.weights:
+        if self.profile.moves:
+            self._move(until)
+        if "replace" in self.profile.weights or "harm_metadata" in self.profile.weights:
             self.cluster.timeline.after(SECOND, self._replace_voter)
         self.cluster.run(until - self.cluster.now)
         self.faults.end()
@@ -284,6 +289,7 @@ class Simulation:
 
     def _is_whole(self, machine: Machine) -> bool:
         if machine.process is None:
+            self.faults.attend(machine)
             machine.start()  # it failed for what had been wrong with its disk
             return False
         return machine.broker.state == "serving" and not self._wrong_with(machine)
@@ -297,6 +303,7 @@ class Simulation:
         for topic in metadata.topics.values():
             for number, state in enumerate(topic.partitions):
                 whole = state.leader is not None and sorted(state.isr) == sorted(state.replicas)
+                whole = whole and state.target is None
                 if not whole and not self._is_damaged(topic.topic_id, number):
                     return (
                         f"{topic.name}/{number} has the leader {state.leader} and the ISR {state.isr} of "
@@ -420,12 +427,44 @@ class Simulation:
 
         later()
 
+    # Partitions that move ---
+
+    def _move(self, until: float) -> None:
+        """Moves partitions to any nodes, and drains nodes and lets them lead again, now and then."""
+        names = self.cluster.names
+
+        def later(_: object = None) -> None:
+            if self.cluster.now < until and self.faults.active:
+                self.cluster.timeline.after(int(self.rng.uniform(0.1, 2.0) * SECOND), act)
+
+        def act() -> None:
+            topics = list(self.invariants.metadata.topics.values())
+            if not self.faults.active or not topics:
+                return
+            topic = self.rng.choice(topics)
+            request: messages.Request
+            if self.rng.random() < 0.3:
+                node, undo = self.rng.choice(names), self.rng.random() < 0.5
+                request = messages.DrainNode(node=node, undo=undo)
+            elif self.rng.random() < 0.6:
+                number = self.rng.randrange(len(topic.partitions))
+                to = self.rng.sample(names, topic.settings.replicas)
+                request = messages.MovePartitions(
+                    name=topic.name, topic_id=topic.topic_id, partition=number, to=to
+                )
+            else:
+                to = self.rng.sample(names, self.rng.randint(topic.settings.replicas, len(names)))
+                request = messages.MovePartitions(name=topic.name, topic_id=topic.topic_id, to=to)
+            self.cluster.trace.note("operator", f"asks {request!r}")
+            self.admin.ask(request, later, patience=3.0)
+
+        later()
+
     def _replace_voter(self) -> None:
         """Somebody notices that a voter's machine is another one, and says so to the cluster."""
         voter = self.faults.replaced
         if voter is None:
-            if self.faults.active:
-                self.cluster.timeline.after(SECOND, self._replace_voter)
+            self.cluster.timeline.after(SECOND, self._replace_voter)
             return
         request = messages.ChangeVoters(node=voter, action="replace", request_id="replace")
         operator = SimulatedAdmin("operator", self.cluster)
