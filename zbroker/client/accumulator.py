@@ -6,8 +6,8 @@ through a batch's pen (`filling`). Never sends and never decides where a batch g
 
 Memory: a batch reserves what it may hold when it opens, keeps what it really holds when it is sealed, and gives that
 back when it is finished. It may hold `batch_bytes`, and less where many are open: the next of n takes at most an eighth
-of the buffer's nth part, so that a thousand partitions share it and none waits for the others' linger. Who finds no room
-waits until a quarter of the buffer is free, or is refused.
+of the buffer's nth part, so that a thousand partitions share it and none waits for the others' linger. Who finds no
+room waits until a quarter of the buffer is free, or is refused.
 """
 
 from __future__ import annotations

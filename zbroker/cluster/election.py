@@ -220,10 +220,14 @@ class Election:
             self._granted.add(sender)
             if is_majority(self._granted, self.voters):
                 self._stand()
-        elif not vote.pre and self.state == "candidate" and vote.epoch == self._ballot.epoch:
-            if self._saved == self._ballot:  # before that nobody was asked, whatever a peer says
-                self._granted.add(sender)
-                self._count()
+        elif (
+            not vote.pre
+            and self.state == "candidate"
+            and vote.epoch == self._ballot.epoch
+            and self._saved == self._ballot  # before that nobody was asked, whatever a peer says
+        ):
+            self._granted.add(sender)
+            self._count()
 
     def on_leader(self, sender: str, epoch: int, now: int) -> bool:
         """A leader's append came; False where its epoch is over, or is not on disk here yet.
