@@ -17,7 +17,9 @@ from zbroker.client.records import Headers
 from zbroker.errors import BufferFull, InvalidRequest
 
 SLICE = 512
-"""Values that are put at once."""
+"""Most values that are put at once."""
+SLICES_A_BATCH = 4
+"""A slice is about as small as to have as many of them fill a batch."""
 CHUNK = 4096
 """Values that are sorted by partition at once."""
 
@@ -65,12 +67,18 @@ class Bulk:
         if not self._plain:
             yield from self._one_by_one(range(len(self._values)))
         elif self._keys is None:
-            for first in range(0, len(self._values), SLICE):
-                part = self._values[first : first + SLICE]
+            step = self._step(self._values)
+            for first in range(0, len(self._values), step):
+                part = self._values[first : first + step]
                 yield from self._slice(None, None, part, None, range(first, first + len(part)))
         else:
             for first in range(0, len(self._values), CHUNK):
                 yield from self._by_key(first)
+
+    def _step(self, values: Sequence[bytes | None]) -> int:
+        """How many values make a slice, going by the first."""
+        size = self._extra + (len(values[0] or b"") if values else 0)
+        return max(1, min(SLICE, self._accumulator.batch_bytes // SLICES_A_BATCH // size))
 
     def _by_key(self, first: int) -> Iterator[None]:
         assert self._keys is not None
@@ -90,8 +98,9 @@ class Bulk:
             groups = [(place, found) for place, found in enumerate(indexes) if found]
         all_keys, all_values = self._keys, self._values
         for place, found in groups:
-            for at in range(0, len(found), SLICE):
-                positions = found[at : at + SLICE]
+            step = self._step(values)
+            for at in range(0, len(found), step):
+                positions = found[at : at + step]
                 part_keys = [all_keys[index] for index in positions]
                 part = [all_values[index] for index in positions]
                 yield from self._slice(lane, place, part, part_keys, positions)
