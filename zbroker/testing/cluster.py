@@ -650,6 +650,4 @@ class SimulatedCluster:
 
 def _size(content: object) -> str:
     frames = content[1] if isinstance(content, tuple) and isinstance(content[1], list) else content
-    if isinstance(frames, list):
-        return " " + "+".join(str(len(frame)) for frame in frames)
-    return ""
+    return f" {'+'.join([str(len(frame)) for frame in frames])}" if isinstance(frames, list) else ""

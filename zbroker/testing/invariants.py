@@ -134,7 +134,8 @@ class Invariants(Watch):
         self._applied = -1
         self._waiting: dict[str, dict[str, str]] = {}
         """Whose logs partitions wait for: disks by node name, by folder."""
-        self._seen: dict[tuple[str, int, str], tuple[int, int, tuple[str, ...]]] = {}
+        self._seen: dict[Process, dict[str, tuple[int, int, list[str]]]] = {}
+        """What each leader was like when it was last looked at, by process and folder."""
         self._votes: dict[tuple[str, int, int], str] = {}
         self._produces: dict[tuple[str, int, bytes, int], str] = {}
         self.groups = GroupWatch()
@@ -229,6 +230,7 @@ class Invariants(Watch):
         self._note_lost(
             process.machine, [copy for copy in self._copies(process.machine) if copy.torn]
         )
+        self._seen.pop(process, None)
         self._produces = {
             key: found for key, found in self._produces.items() if key[0] != process.name
         }
@@ -262,10 +264,11 @@ class Invariants(Watch):
         leader = quorum.replica.leader
         if leader is not None:
             self._look_at(process, FOLDER, leader)
-        for partition in broker.keeper:
-            leader = partition.replica.leader
-            if leader is not None:
-                self._look_at(process, partition.log.folder, leader)
+        for kept in broker.partitions.values():
+            for partition in kept.values():
+                leader = partition.replica.leader
+                if leader is not None:
+                    self._look_at(process, partition.log.folder, leader)
 
     def _look_for_recoveries(self, cluster: SimulatedCluster) -> None:
         for topic in self.metadata.topics.values():
@@ -308,18 +311,25 @@ class Invariants(Watch):
         ledger.recover(state.epoch, kept, end, state.lost_from)
 
     def _look_at(self, process: Process, folder: str, leader: Leader) -> None:
-        key = (process.name, process.incarnation, folder)
-        now = (leader.epoch, leader.high_watermark, tuple(leader.isr))
-        before = self._seen.get(key)
-        if now == before:
+        seen = self._seen.get(process)
+        if seen is None:
+            seen = self._seen[process] = {}
+        before = seen.get(folder)
+        epoch, high_watermark, isr = leader.epoch, leader.high_watermark, leader.isr
+        if (
+            before is not None
+            and before[1] == high_watermark
+            and before[0] == epoch
+            and before[2] == isr
+        ):
             return
-        self._seen[key] = now
+        seen[folder] = (epoch, high_watermark, list(isr))
         ledger = self.ledger(folder)
         if leader.epoch < ledger.recovered:
             return  # it does not know yet that it was given up
         if before is None or before[0] != leader.epoch:
             self._check_new_leader(process, ledger, leader)
-            before = (leader.epoch, -1, ())
+            before = (leader.epoch, -1, [])
         if leader.high_watermark < before[1]:
             raise InvariantBroken(
                 f"the high watermark of {folder} at {process.name} went from {before[1]} back to "
@@ -412,7 +422,10 @@ class Invariants(Watch):
             )
 
     def _check_complete(self, process: Process, ledger: Ledger, leader: Leader) -> None:
-        """A leader that exposes a high watermark has everything that was ever committed."""
+        """A leader that exposes a high watermark has everything that was committed up to its epoch.
+
+        More may be by then: what its last in-sync replica answered may be long on its way.
+        """
         self._count("16 complete")
         own = process.machine.copies.of(ledger.folder)
         if own.harmed:
@@ -424,6 +437,8 @@ class Invariants(Watch):
         else:
             end = ledger.end
         first = own.comparable
+        later = (each.base for each in ledger.between(first, end) if each.epoch > leader.epoch)
+        end = next(later, end)
         had, has = ledger.between(first, end), own.between(first, end)
         if had != has:
             raise InvariantBroken(

@@ -11,6 +11,7 @@ Owns the phases and what is asked at the end:
 
 from __future__ import annotations
 
+import gc
 import random
 import traceback
 from collections import Counter
@@ -43,6 +44,8 @@ GROUP_SHARE = 0.5
 SETTLE_SECONDS = 4.0
 """Simulated seconds within which everything that was still on its way has come."""
 
+GARBAGE_AT = 50_000
+"""Objects after which unreachable circles are looked for."""
 SETTLE_PACE = (100 * MS, 300 * MS)
 """Microseconds between two sends meanwhile."""
 
@@ -116,6 +119,10 @@ class Simulation:
         """All phases; what goes wrong becomes part of the result."""
         problems: list[str] = []
         place = ""
+        thresholds = gc.get_threshold()
+        gc.set_threshold(
+            GARBAGE_AT, *thresholds[1:]
+        )  # a run makes much, and little of it in circles
         try:
             self._begin()
             self._go_wrong()
@@ -131,6 +138,8 @@ class Simulation:
         ) as error:
             problems.append(f"{type(error).__name__}: {error}")
             place = "".join(traceback.format_exception(error)[-8:])
+        finally:
+            gc.set_threshold(*thresholds)
         cluster = self.cluster
         return Result(
             seed=cluster.seed, profile=self.name, problems=problems, seconds=cluster.now,

@@ -14,6 +14,8 @@ from heapq import heappop, heappush
 MS = 1000
 SECOND = 1_000_000
 """Microseconds."""
+DIGESTED_AT_ONCE = 200
+"""Lines."""
 
 
 class Timeline:
@@ -33,7 +35,7 @@ class Timeline:
     def at(self, time: int, action: Callable[[], object]) -> None:
         """Calls an action at a time; one that has passed means now."""
         self._asked += 1
-        heappush(self._queue, (max(time, self.now), self._asked, action))
+        heappush(self._queue, (time if time > self.now else self.now, self._asked, action))
 
     def after(self, delay: int, action: Callable[[], object]) -> None:
         """Calls an action after so many microseconds."""
@@ -63,17 +65,31 @@ class Trace:
     """
 
     def __init__(self, timeline: Timeline, keep: int | None = 400) -> None:
-        self.lines: deque[str] = deque(maxlen=keep)
+        self._notes: deque[tuple[int, str, str]] = deque(maxlen=keep)
         self._timeline = timeline
         self._digest = blake2b(digest_size=16)
+        self._undigested: list[str] = []
 
     def note(self, who: str, what: str) -> None:
         """One line: who did, or met, what."""
-        line = f"{self._timeline.now / SECOND:11.6f} {who:<8} {what}"
-        self.lines.append(line)
-        self._digest.update(line.encode())
+        now = self._timeline.now
+        self._notes.append((now, who, what))
+        undigested = self._undigested
+        undigested.append(f"{now} {who} {what}")
+        if len(undigested) >= DIGESTED_AT_ONCE:
+            self._digest_now()
+
+    def _digest_now(self) -> None:
+        self._digest.update("\n".join(["", *self._undigested]).encode())
+        self._undigested.clear()
+
+    @property
+    def lines(self) -> list[str]:
+        """The last lines."""
+        return [f"{at / SECOND:11.6f} {who:<8} {what}" for at, who, what in self._notes]
 
     @property
     def digest(self) -> str:
         """Equal for two runs in which the same happened in the same order."""
+        self._digest_now()
         return self._digest.hexdigest()
