@@ -2,10 +2,10 @@
 
     python -m bench.compaction [--records 10000000] [--keys 100000]
 
-One node with one topic of one partition. It is filled, then altered to `cleanup: compact`; from then on a reader goes
-through the whole of it again and again, and must get each key's newest value and no error. Beside it a client asks the
-node for an offset every few milliseconds, before and while it compacts: how long it waits shows what compaction takes
-from others. Ends with status 1 where something is not as it should be.
+One node with one topic of one partition. It is filled, then altered to `cleanup: compact`. A reader goes through the
+whole of it again and again, and must get each key's newest value and no error. Beside it a client asks the node for an
+offset every few milliseconds, before and while it compacts: how long it waits shows what compaction takes from others.
+Ends with status 1 where something is not as it should be.
 
 Then the same log work without a node, in this process: how long any one call into the log keeps the reactor's thread,
 by that thread's CPU time.
@@ -14,6 +14,7 @@ by that thread's CPU time.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import select
@@ -22,19 +23,21 @@ import tempfile
 import threading
 import time
 from array import array
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from zbroker import Admin, Consumer, Producer
-from zbroker.log import CompactionDone, Log, LogSettings, Opened
+from zbroker.log import Closed, CompactionDone, Log, LogSettings, Opened
 from zbroker.node.files import RealFiles
 from zbroker.node.run import SWITCH_INTERVAL_S
 from zbroker.node.storage import ThreadedStorage
 from zbroker.protocol.batch import encode_batch, read_header, stamp
 from zbroker.testing.nodes import running_node
-from zbroker.units import format_size
 
 TOPIC = "table"
 PIECE = 10_000
+MIB = 1 << 20
 PAUSE_S = 0.003
 BEFORE_S = 5.0
 
@@ -65,38 +68,55 @@ def newest(records: int, keys: int) -> array[int]:
     return last
 
 
-class Reader(threading.Thread):
-    """Goes through the topic again and again."""
+class Reader:
+    """A process that goes through the topic again and again."""
 
     def __init__(self, servers: str, wanted: array[int]) -> None:
-        super().__init__(daemon=True)
-        self.servers, self.wanted = servers, wanted
-        self.over = threading.Event()
-        self.passes: list[int] = []
-        self.wrong: list[str] = []
+        context = multiprocessing.get_context("spawn")
+        self.over = context.Event()
+        self.told: Any = context.Queue()
+        self.process = context.Process(
+            target=read_on, args=(servers, wanted, self.over, self.told), daemon=True
+        )
+        self.process.start()
 
-    def run(self) -> None:
-        while not self.over.is_set() and not self.wrong:
-            try:
-                self.go_through()
-            except Exception as error:
-                self.wrong.append(f"{type(error).__name__}: {error}")
+    def end(self) -> tuple[list[int], list[str]]:
+        """How many records it got in each pass, and what was wrong."""
+        self.over.set()
+        passes, wrong = self.told.get(timeout=600)
+        self.process.join()
+        return passes, wrong
 
-    def go_through(self) -> None:
-        seen = array("q", [-1]) * len(self.wanted)
-        count, last = 0, -1
-        with Consumer(self.servers, TOPIC, start="earliest", until_end=True) as consumer:
-            for record in consumer:
-                assert record.key is not None
-                assert record.value is not None
-                assert record.offset > last
-                last = record.offset
-                seen[int(record.key[4:])] = int(record.value)
-                count += 1
-        if seen != self.wanted:
-            missing = sum(a != b for a, b in zip(seen, self.wanted, strict=True))
-            self.wrong.append(f"{missing} keys have an older value in pass {len(self.passes) + 1}")
-        self.passes.append(count)
+
+def read_on(servers: str, wanted: array[int], over: Any, told: Any) -> None:
+    """What the process does; at least one pass."""
+    passes: list[int] = []
+    wrong: list[str] = []
+    while not wrong and not (over.is_set() and passes):
+        try:
+            passes.append(go_through(servers, wanted, wrong))
+        except Exception as error:
+            wrong.append(f"{type(error).__name__}: {error}")
+    told.put((passes, wrong))
+
+
+def go_through(servers: str, wanted: array[int], wrong: list[str]) -> int:
+    """One pass; how many records there were."""
+    seen = array("q", [-1]) * len(wanted)
+    count, last = 0, -1
+    with Consumer(servers, TOPIC, start="earliest", until_end=True) as consumer:
+        for record in consumer:
+            assert record.key is not None
+            assert record.value is not None
+            if record.offset <= last:
+                wrong.append(f"offset {record.offset} came after {last}")
+            last = record.offset
+            seen[int(record.key[4:])] = int(record.value)
+            count += 1
+    if seen != wanted:
+        missing = sum(a != b for a, b in zip(seen, wanted, strict=True))
+        wrong.append(f"{missing} keys have an older value")
+    return count
 
 
 class Asker(threading.Thread):
@@ -138,34 +158,31 @@ def on_a_node(folder: Path, records: int, keys: int, segment: int, before_s: flo
         os.waitpid(pid, 0)
         wanted = newest(records, keys)
         before = size(admin)
-        asker = Asker(node.servers)
+        reader, asker = Reader(node.servers, wanted), Asker(node.servers)
         asker.start()
         time.sleep(before_s)
         print(f"an offset, before:     {asker.end()}")
-        asker, reader = Asker(node.servers), Reader(node.servers, wanted)
         # What is left of a removed record is one byte, where others of its batch are kept.
         small = before * (keys / records) * 2 + records
+        asker = Asker(node.servers)
+        asker.start()
         start = time.perf_counter()
         admin.alter_topic(TOPIC, cleanup="compact", min_dirty=1, segment_age="1ms")
-        asker.start()
-        reader.start()
         while size(admin) > small:
-            if time.perf_counter() - start > 60 + records / 20_000 or reader.wrong:
+            if time.perf_counter() - start > 60 + records / 20_000:
                 wrong.append("it does not become small")
                 break
             time.sleep(0.1)
         took, after = time.perf_counter() - start, size(admin)
         print(f"an offset, meanwhile:  {asker.end()}")
-        reader.over.set()
-        reader.join()
-        last = Reader(node.servers, wanted)
-        last.go_through()
-        wrong += reader.wrong + last.wrong
+        passes, told = reader.end()
+        left = go_through(node.servers, wanted, wrong)
+        wrong += told
         print(
-            f"{records} records of {keys} keys: {format_size(before)} became {format_size(after)} in {took:.1f} s, "
-            f"which readers went through {len(reader.passes)} times meanwhile"
+            f"{records} records of {keys} keys: {before / MIB:.1f} MiB became {after / MIB:.1f} MiB in {took:.1f} s; "
+            f"a reader went through it {len(passes)} times meanwhile"
         )
-        print(f"a reader gets {last.passes[-1]} records now")
+        print(f"a reader gets {left} records now")
     return wrong
 
 
@@ -176,60 +193,80 @@ def size(admin: Admin) -> int:
     return found
 
 
-def without_a_node(folder: Path, records: int, keys: int, segment: int) -> list[str]:
-    """What is wrong."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    storage = ThreadedStorage(RealFiles(folder))
-    settings = LogSettings(
-        fsync="never", segment_size=segment, retention=None, segment_age=10**9, compact=True, min_dirty=1
-    )  # fmt: skip
-    log = Log("log", settings, storage)
-    holds: list[float] = []
+class Bare:
+    """A log over real files and threads, without a node."""
 
-    def until(kind: type) -> None:
+    def __init__(self, folder: Path, segment: int) -> None:
+        self.storage = ThreadedStorage(RealFiles(folder))
+        self.log = Log("log", LogSettings(
+            fsync="never", segment_size=segment, retention=None, segment_age=10**9, compact=True,
+            min_dirty=1,
+        ), self.storage)  # fmt: skip
+        self.holds: list[float] = []
+        """ms of CPU time of this thread, of each call into the log."""
+        self.log.open()
+        self.until(Opened)
+
+    def until(self, wanted: type | Callable[[], bool]) -> None:
+        """Works as the reactor does."""
         while True:
-            select.select([storage], [], [], 1)
-            for completion in storage.completions():
-                start = time.thread_time()
-                event = log.on_event(completion, 0)
-                holds.append((time.thread_time() - start) * 1000)
-                if isinstance(event, kind):
+            select.select([self.storage], [], [], 0.1)
+            for completion in self.storage.completions():
+                event = self.timed(lambda: self.log.on_event(completion, 0))  # noqa: B023
+                if isinstance(wanted, type) and isinstance(event, wanted):
                     return
+            if not isinstance(wanted, type) and wanted():
+                return
 
-    log.open()
-    until(Opened)
-    rng, number = random.Random(2), 0
-    while number < records:
-        rows = []
-        for _ in range(500):
-            which = number if number < keys else rng.randrange(keys)
-            rows.append((0, key(which), b"%012d" % number, ()))
-            number += 1
+    def timed(self, call: Callable[[], Any]) -> Any:
+        start = time.thread_time()
+        try:
+            return call()
+        finally:
+            self.holds.append((time.thread_time() - start) * 1000)
+
+
+def fill_bare(folder: Path, records: int, keys: int, segment: int) -> None:
+    """The same records, in batches of 500."""
+    bare = Bare(folder, segment)
+    log, rng = bare.log, random.Random(1)
+    for first in range(0, records, 500):
+        rows = [
+            (0, key(each if each < keys else rng.randrange(keys)), b"%012d" % each, ())
+            for each in range(first, min(first + 500, records))
+        ]
         batch = encode_batch(rows, base_timestamp=0, max_timestamp=0)
         stamp(batch, base_offset=log.end_offset, append_time=0, leader_epoch=0)
         log.append(batch, read_header(batch))
-        while log.pending_bytes > 64 << 20:
-            for completion in storage.completions():
-                log.on_event(completion, 0)
-    while log.pending_bytes:
-        for completion in storage.completions():
-            log.on_event(completion, 0)
+        if log.pending_bytes > 16 << 20:
+            bare.until(lambda: not log.pending_bytes)
+    bare.until(lambda: not log.pending_bytes)
+    log.close()
+    bare.until(Closed)
+
+
+def without_a_node(folder: Path, records: int, keys: int, segment: int) -> list[str]:
+    """What is wrong."""
+    pid = os.fork()
+    if not pid:  # so that what this process frees is what compaction took
+        fill_bare(folder, records, keys, segment)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    bare = Bare(folder, segment)
+    log = bare.log
     log.roll(1 << 60)
     log.want_checkpoint()
-    while log.sealed_below < log.segments[-1].base or log.segments[-1].size:
-        for completion in storage.completions():
-            log.on_event(completion, 0)
-    holds.clear()
-    start = time.thread_time()
-    log.compact(log.written_offset, 0)
-    holds.append((time.thread_time() - start) * 1000)
-    until(CompactionDone)
-    holds.sort()
+    bare.until(lambda: log.sealed_below == log.segments[-1].base == records)
+    bare.holds.clear()
+    bare.timed(lambda: log.compact(log.written_offset, 0))
+    bare.until(CompactionDone)
+    holds = sorted(bare.holds)
     print(
         f"the reactor's thread was held {len(holds)} times, the longest for {holds[-1]:.2f} ms, "
         f"all together for {sum(holds):.0f} ms"
     )
-    storage.close()
+    bare.storage.close()
     return [] if holds[-1] < 5 else ["the reactor was held for more than 5 ms"]
 
 

@@ -114,6 +114,24 @@ def test_a_batch_that_is_malformed_inside_stays_as_it_is(keyed: Keyed) -> None:
     assert [header.base_offset for _, header in batches.iter_batches(chunk)] == [1, 2]
 
 
+def test_what_no_reader_gets_takes_nothings_place(keyed: Keyed) -> None:
+    """A record with the key `a` whose value is text: the batch is malformed, and says nothing of `a`."""
+    keyed.put((b"a", b"1"))
+    batch = batches.finish_batch(
+        bytearray(batches.HEADER_SIZE) + b"\x91\x94\x00\xc4\x01a\xa3odd\x90",
+        1,
+        base_timestamp=0,
+        max_timestamp=0,
+    )
+    batches.stamp(batch, base_offset=1, append_time=0, leader_epoch=0)
+    keyed.log.append(batch, batches.read_header(batch))
+    keyed.world.run()
+    keyed.roll()
+    keyed.compact()
+    chunk = keyed.world.read(0).chunk
+    assert [header.base_offset for _, header in batches.iter_batches(chunk)] == [0, 1]
+
+
 @pytest.mark.parametrize("codec", [0, 1, 2])
 def test_a_thinned_batch_keeps_everything_but_its_records(keyed: Keyed, codec: int) -> None:
     filler = bytes(300)

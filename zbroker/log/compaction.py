@@ -43,6 +43,8 @@ KEYS_MAX = 48 << 20
 """Bytes of memory that the map of keys takes at most, unless a single batch has more; the rest is for the next time."""
 KEY_COST = 150
 """About what an entry of the map takes beyond the key's own bytes."""
+SHARDS = 64
+"""Parts of the map: each grows, and goes, on its own, for that keeps the interpreter."""
 SLICE = 1 << 20
 """Bytes of log that one request goes through."""
 WRITE_SIZE = 1 << 20
@@ -125,7 +127,7 @@ class Run:
         self.ready: Output | None = None
         self.done = False
         self._folder = folder
-        self._newest: dict[bytes, int] = {}
+        self._newest: list[dict[bytes, int]] = [{} for _ in range(SHARDS)]
         self._remembered: set[int] = set()
         self._work: Iterator[int] | None = None
         self._capped = 1 << 62
@@ -175,11 +177,9 @@ class Run:
 
     def _forget(self) -> Iterator[int]:
         """Lets the map go, a piece at a time: at once it would keep the interpreter for too long."""
-        newest = self._newest
-        while newest:
-            for _ in range(min(len(newest), thinning.PIECE)):
-                newest.popitem()
-            yield SLICE // 16
+        for shard in self._newest:
+            shard.clear()
+            yield SLICE // SHARDS
 
     def _clear_away(self, files: Files) -> Iterator[int]:
         yield from self._forget()
@@ -220,20 +220,22 @@ class Run:
 
     def _note(self, batch: Buffer, header: BatchHeader) -> int:
         """Puts a batch's keys into the map; the memory that it took."""
-        newest, offset, before, size = self._newest, header.base_offset, len(self._newest), 0
         if header.is_control:
             return 0
         try:
-            for keys in thinning.keys_of(batch, header):
-                for key in keys:
-                    if key is not None:
-                        size += len(key)
-                        newest[key] = offset
-                    offset += 1
+            pieces = list(thinning.keys_of(batch, header))
         except (InvalidRecord, UnsupportedAttribute):
             return 0
-        added = len(newest) - before
-        return added * KEY_COST + (size * added // header.span if added else 0)
+        newest, offset, size = self._newest, header.base_offset, 0
+        for keys in pieces:
+            for key in keys:
+                if key is not None:
+                    shard = newest[hash(key) % SHARDS]
+                    if key not in shard:
+                        size += KEY_COST + len(key)
+                    shard[key] = offset
+                offset += 1
+        return size
 
     # Segments ---
 
@@ -290,7 +292,7 @@ class Run:
             for piece in thinning.rows_of(batch, header):
                 for at, row in enumerate(piece):
                     if row is not None and row.key is not None:
-                        if newest.get(row.key, -1) > offset:
+                        if newest[hash(row.key) % SHARDS].get(row.key, -1) > offset:
                             piece[at] = None
                             removed += 1
                         elif row.is_tombstone:

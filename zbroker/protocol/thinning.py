@@ -25,6 +25,7 @@ from zbroker.protocol.batch import (
     BatchHeader,
     Buffer,
     Int64,
+    Row,
     array_length,
     check_attributes,
     finish_batch,
@@ -51,22 +52,15 @@ class KeyedRow(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=F
         return bytes(self.value) == NIL
 
 
-class _Key(msgspec.Struct, array_like=True, gc=False):
-    """The beginning of a record: what follows the key is passed over."""
-
-    delta: Int64
-    key: bytes | None
-
-
 class _Keyed(msgspec.Struct, array_like=True, gc=False):
-    """The same, of a record that has a key."""
+    """The beginning of a record that has a key: what follows is passed over."""
 
     delta: Int64
     key: bytes
 
 
 _decode_rows = msgspec.msgpack.Decoder(list[KeyedRow | None]).decode
-_decode_keys = msgspec.msgpack.Decoder(list[_Key | None]).decode
+_decode_whole = msgspec.msgpack.Decoder(list[Row | None]).decode
 _decode_keyed = msgspec.msgpack.Decoder(list[_Keyed]).decode
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -74,11 +68,13 @@ _encode = msgspec.msgpack.Encoder().encode
 def keys_of(batch: Buffer, header: BatchHeader) -> Iterator[list[bytes | None]]:
     """The keys of a batch's records, piece by piece; None also where a record was removed.
 
+    The records are looked at as a reader does: of one that no reader gets the key is not known either.
+
     Raises:
         InvalidRecord, UnsupportedAttribute: as `decode_records`.
     """
     for piece in _pieces(batch, header):
-        rows = _checked(header, _decode_keys, piece)
+        rows = _checked(header, _decode_whole, piece)
         yield [None if row is None else row.key for row in rows]
 
 
