@@ -8,6 +8,7 @@ from typing import Any
 from groups.world import WALL, as_plain, catalog, grouped
 
 from zbroker.errors import ZBrokerError
+from zbroker.groups.catalog import Catalog
 from zbroker.groups.coordinator import Coordinator
 from zbroker.groups.records import Record, decode, encode
 from zbroker.groups.state import State
@@ -81,6 +82,11 @@ class Desk:
             self.wall += min(ms, 100)
             self.coordinator.on_tick(self.now, self.wall)
             self._take()
+
+    def set_topics(self, seen: Catalog) -> None:
+        """Topics come, go and grow."""
+        self.coordinator.targets.catalog = seen
+        self.coordinator.targets.look_at_topics()
 
     def take_over(self) -> None:
         """Another node coordinates, with the same log."""

@@ -15,6 +15,7 @@ from zbroker.errors import (
     UnknownGroup,
 )
 from zbroker.groups import coordinator as module
+from zbroker.groups.coordinator import Coordinator
 from zbroker.groups.sessions import STEP_MAX
 from zbroker.protocol.messages import (
     CommitOffsetsReply,
@@ -287,6 +288,23 @@ def test_taking_over_a_group_that_is_well_changes_nothing() -> None:
     )
 
 
+def test_a_new_coordinator_looks_at_many_groups_in_slices() -> None:
+    desk = Desk(a=1)
+    for number in range(2500):
+        request = GroupHeartbeat(group=f"g{number}", member="m", topics=["a"])
+        desk.coordinator.heartbeat(-number, request, desk.now, desk.wall)
+    desk._take()
+    assert len(desk.coordinator.state.groups) == 2500
+    desk.coordinator = Coordinator(
+        desk.coordinator.state, desk.coordinator.targets.catalog, desk.now
+    )
+    left = []
+    for _ in range(4):
+        desk.tick()
+        left.append(sum(map(desk.coordinator.targets.is_due, desk.coordinator.state.groups)))
+    assert left == [1500, 500, 0, 0]
+
+
 # Static members ---
 
 
@@ -350,14 +368,14 @@ def test_a_member_that_subscribes_anew_gets_another_share() -> None:
 def test_topics_that_come_and_go_and_grow_make_a_target() -> None:
     desk = Desk(sales_eu=1, other=1)
     desk.beat("m1", 0, "sales_*")
-    desk.coordinator.targets.set_catalog(catalog(sales_eu=2, sales_us=1, other=1))
+    desk.set_topics(catalog(sales_eu=2, sales_us=1, other=1))
     desk.tick(1000)
     assert desk.owns("m1") == [("sales_eu", 0), ("sales_eu", 1), ("sales_us", 0)]
     rebalances = desk.coordinator.targets.rebalances
-    desk.coordinator.targets.set_catalog(catalog(sales_eu=2, sales_us=1, other=5))
+    desk.set_topics(catalog(sales_eu=2, sales_us=1, other=5))
     desk.tick(1000)
     assert desk.coordinator.targets.rebalances == rebalances, "nobody subscribed to that"
-    desk.coordinator.targets.set_catalog(catalog(sales_eu=2))
+    desk.set_topics(catalog(sales_eu=2))
     desk.tick(1000)
     assert desk.owns("m1") == [("sales_eu", 0), ("sales_eu", 1)]
 
@@ -496,7 +514,7 @@ def test_positions_go_with_their_topic() -> None:
     desk = Desk(a=1, b=1)
     desk.beat("m1", 0, "a", "b")
     desk.commit("m1", 1, ("a", 0, 5), ("b", 0, 6))
-    desk.coordinator.targets.set_catalog(catalog(a=1))
+    desk.set_topics(catalog(a=1))
     desk.coordinator.expire(desk.wall, RETENTION)
     desk._take()
     assert list(desk.coordinator.state.groups["g"].offsets) == ["id-a"]

@@ -251,7 +251,8 @@ class GroupWorld:
     def set_topics(self, **partitions: int) -> None:
         """Topics come, go and grow."""
         self.catalog = catalog(**partitions)
-        self.coordinator.targets.set_catalog(self.catalog)
+        self.coordinator.targets.catalog = self.catalog
+        self.coordinator.targets.look_at_topics()
 
     def settle(self, rounds: int = 400) -> None:
         """Everything arrives, everyone does what it has to, until nobody has anything to do but wait."""

@@ -226,11 +226,13 @@ class Coordinating:
             self._give(asked, late)
         self._advance(now)
 
-    def on_catalog(self, catalog: Catalog, *, deleted: bool) -> None:
-        """The topics changed."""
+    def on_catalog(self, catalog: Catalog, *, changed: bool, deleted: bool) -> None:
+        """The topics are others, or only their leaders (not `changed`)."""
         if self.coordinator is not None:
-            self.partition.resting = False
-            self.coordinator.targets.set_catalog(catalog)
+            self.coordinator.targets.catalog = catalog
+            if changed:
+                self.partition.resting = False
+                self.coordinator.targets.look_at_topics()
             if deleted:
                 self._expire_at = 0
 

@@ -277,19 +277,25 @@ class GroupDesk:
         if not self._stale and not self._nodes_stale:
             return
         metadata = self._metadata.metadata
-        deleted = False
+        renewed, changed, deleted = self._nodes_stale, False, False
         for topic_id in self._stale:
-            topic = metadata.topics.get(topic_id)
+            topic, before = metadata.topics.get(topic_id), self._views.get(topic_id)
             if topic is None:
                 deleted = self._views.pop(topic_id, None) is not None or deleted
-            else:
-                leaders = tuple(each.leader for each in topic.partitions)
+                continue
+            leaders = tuple(each.leader for each in topic.partitions)
+            if before is None or before.leaders != leaders:
                 self._views[topic_id] = TopicView(topic_id, topic.name, leaders)
+                renewed = True
+                changed = changed or before is None or len(before.leaders) != len(leaders)
         self._stale, self._nodes_stale = {}, False
+        changed = changed or deleted
+        if not (renewed or changed):
+            return
         racks = {name: node.rack for name, node in metadata.nodes.items()}
         self._catalog = Catalog(self._views.values(), racks)
         for coordinating in self._kept():
-            coordinating.on_catalog(self._catalog, deleted=deleted)
+            coordinating.on_catalog(self._catalog, changed=changed, deleted=deleted)
 
     def on_tick(self, now: int) -> None:
         """About every 100 ms, before the partitions'."""

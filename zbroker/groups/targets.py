@@ -35,6 +35,8 @@ COALESCE_MS = 50
 """How long one group's target stands at least."""
 MEMBERS_A_MS = 4
 """And a ms longer for so many members."""
+MAKE_MAX = 1_000
+"""Members whose targets are made in one go, but for the last group's: a few ms of work. The others follow."""
 HEARTBEAT_MS = 2_500
 """How often a member is to be heard; sooner where its session is short."""
 
@@ -113,19 +115,22 @@ class Targets:
             self._due[group] = None
 
     def make(self) -> None:
-        """Makes the targets that are due."""
+        """Makes the targets that are due, as many as are not too much work for now."""
         if self._outcome.refusal is not None:
             return
+        members = 0
         for name in list(self._due):
             run = self.runs[name]
             if run.due is not None and run.due <= self._sessions.clock:
                 del self._due[name]
                 run.due = None
-                self._make(name, run)
+                members += self._make(name, run)
+                if members >= MAKE_MAX:
+                    return
 
-    def set_catalog(self, catalog: Catalog) -> None:
-        """Groups whose subscriptions mean other partitions than before get new targets."""
-        self.catalog = catalog
+    def look_at_topics(self) -> None:
+        """Topics came, went or grew: groups whose subscriptions mean other partitions than before get new targets."""
+        catalog = self.catalog
         for name, run in self.runs.items():
             group = self._outcome.state.groups.get(name)
             if group is None or run.plan is None or run.due is not None:
@@ -136,7 +141,8 @@ class Targets:
 
     # How ---
 
-    def _make(self, name: str, run: Run) -> None:
+    def _make(self, name: str, run: Run) -> int:
+        """Makes one group's target; how many members that was for."""
         group = self._outcome.state.groups.get(name)
         joining, run.joining = run.joining, {}
         joined = {member: joined_value(request) for member, (_, request) in joining.items()}
@@ -145,11 +151,11 @@ class Targets:
         run.not_before = self._sessions.clock + COALESCE_MS + len(abouts) // MEMBERS_A_MS
         if not abouts:
             self.forget(name)
-            return
+            return 1
         new = run.plan is None
         run.plan = plan = rebalance.make_plan(group, abouts, run.plan, self.catalog)
         if new and not joining and group is not None and rebalance.is_reached(group, plan):
-            return  # nothing happened but that another node took over
+            return len(abouts)  # nothing happened but that another node took over
         run.rebalances += 1
         self.rebalances += 1
         epoch = 1 if group is None else group.epoch + 1
@@ -163,6 +169,7 @@ class Targets:
             self._step(group, plan, member)
         for each, (token, _) in joining.items():
             self._let_in(group, plan, each, joined[each], token)
+        return len(abouts)
 
     def _let_in(
         self, group: Group, plan: Plan, name: str, about: MemberValue, token: Token
