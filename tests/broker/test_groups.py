@@ -6,9 +6,11 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from broker.world import World, batch
 
+from zbroker.cluster import internal
 from zbroker.groups.records import TOPIC
 from zbroker.protocol.messages import (
     AlterTopic,
@@ -34,6 +36,7 @@ from zbroker.protocol.messages import (
     Produce,
     Status,
 )
+from zbroker.testing.group_invariants import plain
 
 
 def find(world: World, group: str = "g") -> FindCoordinatorReply:
@@ -270,6 +273,47 @@ def test_members_and_positions_survive_a_restart_and_sessions_begin_anew(world: 
     assert again.member_epoch == first.member_epoch
     assert again.assignment == first.assignment
     assert committed(world) == {0: 5, 1: 6, 2: 7, 3: 8}
+
+
+def test_a_compacted_log_makes_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = msgspec.structs.replace(internal.SETTINGS[TOPIC], segment_size=2048, min_dirty=1)
+    monkeypatch.setitem(internal.SETTINGS, TOPIC, small)
+    world = World()
+    world.start()
+    world.create(partitions=4)
+    find(world)
+    first = join(world, session_timeout=60_000)
+    for number in range(300):
+        commit(world, "m1", first.member_epoch, [number, number + 1, number + 2, number + 3])
+    for _ in range(50):
+        world.tick()
+        world.run()
+    (topic,) = world.ask(Metadata(topics=[TOPIC])).topics
+    (log,) = (
+        each.log for each in world.broker.partitions[topic.topic_id].values() if each.log.end_offset
+    )
+    assert log.end_offset > 1200
+    assert log.size < 20_000, "most of it is gone"
+    before = {
+        number: plain(each.coordinating.state)
+        for number, each in world.broker.partitions[topic.topic_id].items()
+        if each.coordinating is not None
+    }
+    world.kill()
+    world.start()
+    for _ in range(5):
+        world.tick()
+        world.run()
+    after = {
+        number: plain(each.coordinating.state)
+        for number, each in world.broker.partitions[topic.topic_id].items()
+        if each.coordinating is not None
+    }
+    assert after == before
+    assert committed(world) == {0: 299, 1: 300, 2: 301, 3: 302}
+    again = world.ask(GroupHeartbeat(group="g", member="m1", member_epoch=first.member_epoch))
+    assert again.assignment == first.assignment
+    world.check_rest()
 
 
 def test_positions_expire_a_while_after_the_group_became_empty_not_after_a_reload() -> None:

@@ -284,6 +284,8 @@ class Coordinating:
             self._follow(now)
             return
         match event.error:
+            case None if event.next <= self._applied:
+                return  # it is not written yet
             case None:
                 self._apply(event)
             case OffsetOutOfRange():
