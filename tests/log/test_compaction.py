@@ -69,6 +69,23 @@ def test_what_is_compacted_once_is_compacted_again_with_what_came_since(keyed: K
     assert keyed.log.segment_count == 2  # and what became small was joined
 
 
+def test_a_segment_ends_where_it_ended_though_its_last_batch_goes(keyed: Keyed) -> None:
+    """The next one begins there: between the two nothing is missing."""
+    for at in range(12):
+        keyed.put((b"own %d" % at, bytes(700)), (b"own %d, too" % at, bytes(700)))
+        keyed.put((b"all", b"%d" % at))
+    keyed.roll()
+    bases = [segment.base for segment in keyed.log.segments]
+    keyed.compact()
+    assert [segment.base for segment in keyed.log.segments] == bases
+    assert len(bases) > 10
+    keyed.world.remove(keyed.world.path("checkpoint"))
+    keyed.world.crash()
+    assert keyed.log.damaged == []
+    assert verify_folder(keyed.world.files, FOLDER).problems == []
+    assert [value for key, value in keyed.check().values() if key == b"all"] == [b"11"]
+
+
 def test_nothing_is_written_where_nothing_goes(keyed: Keyed) -> None:
     keyed.fill(30, keys=5)
     keyed.roll()
@@ -506,6 +523,22 @@ def test_while_segments_are_exchanged_nobody_reads_in_them(simulated: World) -> 
     said = [event.token for event in simulated.run() if isinstance(event, ReadDone)]
     assert sorted(said) == ["early", "elsewhere", "late"]
     assert said[-1] == "late"
+    keyed.check()
+
+
+def test_it_waits_for_a_checkpoint_that_knows_its_segments(simulated: World) -> None:
+    """A restart in the middle knows by it what was exchanged, and what had been on disk."""
+    keyed = Keyed(simulated)
+    keyed.fill(60)
+    keyed.log.roll(1 << 60)
+    while keyed.log.segments[-1].base < keyed.log.end_offset:
+        simulated.storage.step()
+    keyed.log.compact(keyed.log.written_offset, 0)
+    assert not keyed.log.compacting
+    simulated.run()
+    keyed.log.compact(keyed.log.written_offset, 0)
+    assert keyed.log.compacting
+    simulated.run()
     keyed.check()
 
 

@@ -10,6 +10,7 @@ import pytest
 from zbroker.log import names
 from zbroker.log.compare import Copy, compare
 from zbroker.node.files import RealFiles
+from zbroker.protocol import thinning
 from zbroker.protocol.batch import encode_batch, read_header, stamp
 
 
@@ -114,3 +115,45 @@ def test_other_batches_over_the_same_offsets(tmp_path: Path) -> None:
     found = compare(copy(tmp_path, TEN), copy(tmp_path, [*TEN[:2], joined, *TEN[4:]]))
     assert found.difference is not None
     assert (found.difference.offset, found.batches) == (4, 2)
+
+
+def thinned(data: bytes, *stay: int) -> bytes:
+    """A batch after compaction, with these of its records left."""
+    header = read_header(data)
+    (rows,) = thinning.rows_of(data, header)
+    return bytes(
+        thinning.thin(header, [row if at in stay else None for at, row in enumerate(rows)])
+    )
+
+
+def behind_a_gap(data: bytes) -> bytes:
+    """A whole batch, before which compaction removed others."""
+    marked = bytearray(data)
+    thinning.mark(marked, read_header(data))
+    return bytes(marked)
+
+
+def test_each_copy_may_be_compacted_for_itself(tmp_path: Path) -> None:
+    left = [TEN[0], thinned(TEN[3], 0), *TEN[4:7], thinned(TEN[9])]
+    right = [thinned(TEN[0], 1), TEN[1], behind_a_gap(TEN[3]), *TEN[4:]]
+    for one, other in ((left, right), (right, left), (left, TEN), (right, TEN)):
+        found = compare(copy(tmp_path, one), copy(tmp_path, other))
+        assert (found.next, found.difference) == (20, None)
+
+
+def test_what_both_kept_is_the_same_in_compacted_copies(tmp_path: Path) -> None:
+    other = batch(4, b"a4", b"another")
+    for left, right, equal in (
+        (thinned(TEN[2], 0), thinned(other, 1), True),
+        (thinned(TEN[2], 1), thinned(other, 1), False),
+        (thinned(TEN[2], 0), thinned(batch(4, b"a4", b"b4", epoch=2), 0), False),
+    ):
+        found = compare(copy(tmp_path, [left]), copy(tmp_path, [right]))
+        assert (found.difference is None) == equal
+
+
+def test_a_gap_that_nobody_marked_is_a_difference(tmp_path: Path) -> None:
+    lacking = [TEN[0], *TEN[2:5], behind_a_gap(TEN[6]), *TEN[7:]]
+    found = compare(copy(tmp_path, TEN), copy(tmp_path, lacking))
+    assert found.difference is not None
+    assert found.difference.offset == 2
