@@ -14,6 +14,8 @@ from zbroker.log import CompactionDone, Duplicate, StartMoved
 from zbroker.log.inspect import verify_folder
 from zbroker.testing.disk import PowerLost
 
+pytestmark = pytest.mark.slow  # the same decisions on every Python
+
 
 def written(seed: int) -> Keyed:
     """A log that was compacted once, and has much that was not, with tombstones whose grace is over."""
