@@ -63,7 +63,9 @@ def test_a_group_from_its_first_record_to_its_deletion(tmp_path: Path) -> None:
         assert well(node, "group", "list") == ""
         assert "there is no group 'invoices'" in wrong(node, "group", "describe", "invoices")
         with Producer(node.servers) as producer:
-            producer.send_many("sales", [b"%d" % number for number in range(100)])
+            for partition in (0, 1):
+                values = [b"%d" % number for number in range(partition, 100, 2)]
+                producer.send_many("sales", values, partition=partition)
         group = ("consume", "sales", "--group", "invoices", "--from", "earliest")
         first = well(node, *group, "--max", "30").split()
         rest = well(node, *group, "--until-end").split()

@@ -226,6 +226,7 @@ class NodeProcess:
     def freeze(self) -> None:
         """Stops the process where it is (SIGSTOP), as a machine that hangs: its connections stay, and say nothing."""
         self.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Lets a frozen process go on (SIGCONT)."""
