@@ -606,6 +606,14 @@ def test_commits_under_way_when_the_member_is_out_are_told() -> None:
     assert isinstance(answers[0], MemberFenced)
 
 
+def test_a_commit_after_the_member_was_put_out_says_why() -> None:
+    member = Member()
+    member.joined(0)
+    member.answer(GroupHeartbeat, MemberFenced("you are out"))
+    assert isinstance(committing(member, p0=6)[0], MemberFenced)
+    assert isinstance(member.custody.error, MemberFenced), "its next poll still says so"
+
+
 def test_a_member_that_is_not_in_commits_nothing() -> None:
     member = Member()
     assert isinstance(committing(member, p0=6)[0], NotOwned)

@@ -133,7 +133,7 @@ class GroupCore:
         if self.membership.state == "member" and self._leave is None:
             self.commits.submit(commit)
         else:
-            commit.done(NotOwned(
+            commit.done(self.custody.error or NotOwned(
                 "this consumer holds no partitions of its group now; it joins by its first poll or iteration"
             ))  # fmt: skip
 
