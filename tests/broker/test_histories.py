@@ -191,11 +191,6 @@ def crash(history: History) -> None:
             world.lose_power() if history.fsync == "always" else world.kill()
         world.disk.crash_at = None
     world.start()
-    for _ in range(10):  # what may be missing after an unclean stop is decided before anybody leads
-        if all(partition.leads for partition in world.broker.keeper):
-            break
-        world.tick()
-        world.run()
     history.resend()
 
 

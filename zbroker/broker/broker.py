@@ -9,7 +9,9 @@ state      on                                        next       effect
 starting   the disk's cluster is known or formed     starting   takes part in the metadata
 starting   the cluster is formed in the metadata     starting   asks the controller to register this start
 starting   the registration is applied               starting   opens every partition that this node keeps
-starting   every partition has taken up its role     serving    requests are taken
+starting   every partition has taken up its role,    serving    requests are taken
+           and none lacks its leader for want of
+           this node's word
 serving    it is fenced: it was silent for too long  serving    asks to be registered again
 serving    stop                                      leaving    asks that others lead what it leads
 leaving    others lead, or nobody answers            stopping   finishes what only it can lead, and says that it stops
@@ -460,7 +462,7 @@ class Broker:
         self.groups.on_tick(now)
         self.keeper.on_tick(self.petitions, eligible, now, wall)
         if self._following:
-            self._reports.on_tick(metadata, self.keeper, self.petitions, now)
+            self._reports.look(metadata, self.keeper, self.petitions, now)
         self.admin.look(now)
         if self.state != "starting" and now >= self._next_beacon:
             self._next_beacon = now + self.settings.beacon_interval
@@ -523,11 +525,17 @@ class Broker:
             self._metadata_changed()
             seen = (quorum.applied, quorum.leader, quorum.ready)
         if self.state == "starting" and self._following and self.keeper.settled:
+            self._serve()
+        elif self.state not in ("starting", "serving"):
+            self._go_on_stopping()
+
+    def _serve(self) -> None:
+        """Every partition has its role: requests are taken, once none lacks a leader for want of this node's word."""
+        self._reports.look(self.metadata, self.keeper, self.petitions, self._now)
+        if not self.keeper.holds_up(self.metadata):
             self.state = "serving"
             topics = len(self.metadata.topics)
             self._report("serving", topics=topics, partitions=len(self.keeper))
-        elif self.state not in ("starting", "serving"):
-            self._go_on_stopping()
 
     def _metadata_changed(self) -> None:
         """The committed metadata grew, or their leader is another."""

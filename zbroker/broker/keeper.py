@@ -94,6 +94,15 @@ class Keeper:
         """Whether every partition has carried out its newest appointment."""
         return all(partition.settled for partition in self._owners.values())
 
+    def holds_up(self, metadata: Metadata) -> bool:
+        """Whether a partition has no leader only because what this node says of its log is not decided on yet."""
+        node = self._settings.node
+        return any(
+            recovery.hangs_on(metadata, metadata.topics[topic_id].partitions[number], node)
+            for topic_id, kept in self.kept.items()
+            for number in kept
+        )
+
     # Metadata ---
 
     def follow(self, metadata: Metadata, topic_ids: Iterable[str], applied: int, now: int) -> None:

@@ -28,10 +28,10 @@ class LogReports:
         self._incarnation = incarnation
         self._asking = False
 
-    def on_tick(
+    def look(
         self, metadata: Metadata, partitions: Iterable[Partition], petitions: Petitions, now: int
     ) -> None:
-        """About every 100 ms: says what the metadata do not have yet."""
+        """Says what the metadata do not have yet: about every 100 ms, and once a node that starts has its logs open."""
         if self._asking or metadata.feature_level < RECOVERY_LEVEL:
             return
         if not metadata.is_up(self._node):

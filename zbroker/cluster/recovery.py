@@ -131,6 +131,15 @@ def waiting_for(state: Metadata, partition: PartitionState) -> list[str]:
     return _with_most(state, partition, counting)
 
 
+def hangs_on(state: Metadata, partition: PartitionState, node: str) -> bool:
+    """Whether the partition is about to have a leader: only what this node says, or the decision on it, is missing."""
+    return (
+        partition.recovering
+        and _counts(state, partition, node)
+        and waiting_for(state, partition) == [node]
+    )
+
+
 def _with_most(state: Metadata, partition: PartitionState, nodes: Sequence[str]) -> list[str]:
     """Of nodes that have all reported, those with the longest log of the highest epoch."""
     extents = {node: extent_of(state, partition, node) for node in nodes}
