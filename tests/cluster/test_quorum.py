@@ -6,6 +6,7 @@ import pytest
 from cluster.world import TIMEOUT, World
 
 from zbroker.cluster.records import ProducerIdsGranted
+from zbroker.cluster.snapshots import SnapshotSettings
 
 SEEDS = 150
 
@@ -294,3 +295,29 @@ def test_a_full_disk_costs_no_vote_for_ever() -> None:
         node.disk.budget = None
     world.run(6 * TIMEOUT)
     assert world.controller is not None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_power_loss_leaves_no_hole_in_what_a_voter_catches_up(seed: int) -> None:
+    """A voter cannot have a hole filled by others: it would have to be replaced."""
+    world = World(seed, snapshots=SnapshotSettings())
+    world.run(4 * TIMEOUT)
+    leader = world.controller
+    assert leader is not None
+    away = next(node for node in world.nodes.values() if node is not leader)
+    away.stop(power=False)
+    for _ in range(20):
+        assert world.propose(leader)
+        world.run(50)
+    end = leader.partition.replica.log.end_offset
+    away.start()
+    log = away.partition.replica.log
+    while log.state != "open" or log.written_offset < end:
+        if not world.step():
+            world.tick(5)
+        assert log.flushed_offset == log.written_offset, "one write at a time is not on disk yet"
+    away.stop(power=True)
+    away.start()
+    world.run(4 * TIMEOUT)
+    assert away.partition.error is None
+    world.check_healed()

@@ -134,6 +134,15 @@ def test_what_nobody_waits_for_is_flushed_many_batches_at_a_time(simulated: Worl
     assert world.read_all() == (world.kept(), [])
 
 
+def test_a_log_that_may_have_no_holes_flushes_each_write(simulated: World) -> None:
+    world = simulated
+    world.open(settings(lazy=False))
+    for number in range(4):
+        world.append(lazily=True)
+        world.run()
+        assert world.log.flushed_offset == number + 1
+
+
 def test_what_nobody_waits_for_and_is_not_flushed_does_not_grow_without_end(
     simulated: World,
 ) -> None:

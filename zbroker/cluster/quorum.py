@@ -148,7 +148,7 @@ class MetadataPartition:
         self._now = self._wall = 0
         log_settings = LogSettings(
             fsync="always", retention=None, retention_size=None, segment_age=None,
-            segment_size=snapshots.segment_bytes, lane="metadata",
+            segment_size=snapshots.segment_bytes, lazy=False, lane="metadata",
         )  # fmt: skip
         budget = LinkBudget(1 << 20)
         self.replica = Replica(

@@ -288,7 +288,8 @@ class Log:
             batch: the whole batch.
             header: its header, as stamped: base offset `end_offset`, or beyond it behind a gap that compaction left
                 where it was copied from; epoch and append time not falling.
-            lazily: nobody waits for its flush, in whatever mode: many such batches are flushed at a time.
+            lazily: nobody waits for its flush, in whatever mode: many such batches are flushed at a time, where the
+                settings allow it.
         """
         offset, size, time = header.base_offset, len(batch), header.append_time
         assert self.state == "open", self.state
@@ -312,8 +313,8 @@ class Log:
         index.add(offset, position, size, header.latest_timestamp)
         self.producers.append(header)
         run.buffers.append(batch)
-        run.lazy = run.lazy and lazily
-        self._lazy = lazily
+        self._lazy = lazily and self.settings.lazy
+        run.lazy = run.lazy and self._lazy
         run.size += size
         run.batches += 1
         run.end_offset = self.end_offset = offset + header.span
