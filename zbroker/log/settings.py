@@ -27,8 +27,8 @@ class LogSettings(msgspec.Struct, frozen=True):
         compact: only the newest record of each key is kept.
         min_dirty: percent of the sealed segments' bytes that are new when a compaction begins.
         tombstone_grace: a tombstone is kept so long after it was first compacted.
-        lazy: appends that nobody waits for are written on while flushes are gathered. A power loss may then leave a hole
-            in what was not flushed; a log whose holes cannot be filled from elsewhere must not have any.
+        lazy: appends that nobody waits for are written on while flushes are gathered. A power loss may then leave a
+            hole in what was not flushed; a log whose holes cannot be filled from elsewhere must not have any.
         lane: `metadata` puts all requests of the log on the metadata log's lane.
     """
 
