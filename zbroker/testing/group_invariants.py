@@ -6,6 +6,7 @@ later, and looks at every coordinator's state for a partition with two owners. N
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -34,13 +35,17 @@ class GroupWatch(Watch):
 
     Attributes:
         promised: the furthest position that was answered as committed.
-        excused: topic ids of partitions whose records may have been lost: who reads them may go back.
         checks: how many comparisons were made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lost_from: Callable[[str, int], int | None]) -> None:
+        """
+        Args:
+            lost_from: from which offset on an unclean election may have lost a partition's records, None where there
+                was none: who read them goes back, no further than that.
+        """
         self.promised: dict[Place, int] = {}
-        self.excused: set[str] = set()
+        self._lost_from = lost_from
         self.checks = {"17 positions": 0, "17 owners": 0}
         self._commits: dict[tuple[str, int, bytes, int], CommitOffsets] = {}
         self._fetches: dict[tuple[str, int, bytes, int], tuple[str, dict[Place, int]]] = {}
@@ -87,10 +92,12 @@ class GroupWatch(Watch):
         for each in offsets:
             self.checks["17 positions"] += 1
             promised = known.get((group, each.topic_id, each.partition), -1)
-            if each.offset < promised and each.topic and each.topic_id not in self.excused:
+            lost_from = self._lost_from(each.topic_id, each.partition)
+            least = promised if lost_from is None else min(promised, lost_from)
+            if each.offset < least and each.topic:
                 raise InvariantBroken(
                     f"17: {node} says that group {group} is at {each.offset} of {each.topic}/{each.partition}, and "
-                    f"{promised} was answered as committed"
+                    f"{least} was answered as committed"
                 )
 
     def _check_owners(self, process: Any) -> None:

@@ -138,7 +138,9 @@ class Invariants(Watch):
         """What each leader was like when it was last looked at, by process and folder."""
         self._votes: dict[tuple[str, int, int], str] = {}
         self._produces: dict[tuple[str, int, bytes, int], str] = {}
-        self.groups = GroupWatch()
+        self.groups = GroupWatch(
+            lambda topic_id, number: self.ledger(partition_folder(topic_id, number)).lost_from
+        )
 
     def ledger(self, folder: str) -> Ledger:
         """The ledger of a log, by its folder."""
