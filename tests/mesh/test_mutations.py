@@ -207,38 +207,39 @@ def wait_for_nobody(patch: Patch) -> None:
     patch.setattr(Metadata, "_count_in", count_in)
 
 
-MISTAKES: list[tuple[Callable[[Patch], None], str]] = [
-    (forget_votes, "process"),
-    (vote_for_anyone, "mixed"),
-    (commit_without_majority, "process"),
-    (commit_without_the_slowest, "mixed"),
-    (count_before_the_epoch, "mixed"),
-    (commit_past_what_matched, "process"),
-    (ignore_pending, "mixed"),
-    (join_too_early, "mixed"),
-    (truncate_what_is_committed, "mixed"),
-    (serve_what_is_not_committed, "calm"),
-    (acknowledge_before_commit, "calm"),
-    (acknowledge_before_fsync, "disk"),
-    (forget_sequences, "network"),
-    (elect_who_is_out_of_sync, "process"),
-    (lead_on_after_a_restart, "process"),
-    (forget_votes_at_start, "storm"),
-    (lead_whoever_is_back_last, "dark"),
-    (wait_for_nobody, "dark"),
+MISTAKES: list[tuple[Callable[[Patch], None], str, int]] = [
+    (forget_votes, "process", 0),
+    (vote_for_anyone, "mixed", 12),
+    (commit_without_majority, "process", 0),
+    (commit_without_the_slowest, "mixed", 0),
+    (count_before_the_epoch, "mixed", 0),
+    (commit_past_what_matched, "process", 0),
+    (ignore_pending, "mixed", 20),
+    (join_too_early, "mixed", 0),
+    (truncate_what_is_committed, "mixed", 0),
+    (serve_what_is_not_committed, "calm", 0),
+    (acknowledge_before_commit, "calm", 0),
+    (acknowledge_before_fsync, "disk", 0),
+    (forget_sequences, "network", 0),
+    (elect_who_is_out_of_sync, "process", 1),
+    (lead_on_after_a_restart, "process", 2),
+    (forget_votes_at_start, "storm", 0),
+    (lead_whoever_is_back_last, "dark", 1),
+    (wait_for_nobody, "dark", 1),
 ]
+"""Each with a profile that meets it, and the seed to begin with: one that noticed when it was looked for."""
 SEEDS = 40
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mistake", "profile"), MISTAKES, ids=lambda each: getattr(each, "__name__", each)
+    ("mistake", "profile", "first"), MISTAKES, ids=lambda each: getattr(each, "__name__", each)
 )
 def test_a_mistake_is_noticed(
-    monkeypatch: Patch, mistake: Callable[[Patch], None], profile: str
+    monkeypatch: Patch, mistake: Callable[[Patch], None], profile: str, first: int
 ) -> None:
     mistake(monkeypatch)
-    for seed in range(SEEDS):
+    for seed in range(first, first + SEEDS):
         if simulate(seed, profile, nodes=3).problems:
             return
     pytest.fail(f"nobody noticed in {SEEDS} seeds: {mistake.__doc__}")

@@ -16,28 +16,28 @@ from zbroker.testing.simulation import Simulation, simulate
 
 pytestmark = pytest.mark.slow  # the same decisions on every Python
 
-CHUNK = 5
+CHUNK = 2
 """Seeds that one test runs: enough to be worth a worker's while, few enough to share them out evenly."""
 FEW = {
-    "calm": 5,
-    "process": 15,
-    "network": 15,
-    "disk": 15,
-    "mixed": 20,
-    "churn": 10,
-    "damage": 10,
-    "dark": 10,
+    "calm": 2,
+    "process": 4,
+    "network": 4,
+    "disk": 4,
+    "mixed": 6,
+    "churn": 4,
+    "damage": 4,
+    "dark": 4,
 }
 MANY = {
-    "process": 15,
-    "network": 20,
-    "disk": 20,
-    "mixed": 40,
-    "churn": 20,
-    "damage": 20,
-    "dark": 20,
-    "moves": 20,
-    "storm": 25,
+    "process": 8,
+    "network": 8,
+    "disk": 8,
+    "mixed": 12,
+    "churn": 8,
+    "damage": 8,
+    "dark": 8,
+    "moves": 8,
+    "storm": 10,
 }
 
 
