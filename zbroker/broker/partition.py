@@ -664,6 +664,8 @@ class Partition:
             self._report("damage_found", partition=self.name, ranges=list(self.log.damaged))
         if event.torn_bytes:
             self._report("torn_tail_cut", partition=self.name, bytes=event.torn_bytes)
+        if event.scanned_bytes and not event.clean:
+            self._report("log_scanned", partition=self.name, bytes=event.scanned_bytes)
 
     def _compacted(self, event: CompactionDone) -> None:
         if event.removed:

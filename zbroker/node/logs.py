@@ -66,6 +66,10 @@ SENTENCES: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "{partition}: cut {bytes} bytes of a write that a crash had torn",
     ),
+    "log_scanned": (
+        logging.INFO,
+        "{partition} was not closed in order: {bytes} bytes behind its last checkpoint were checked",
+    ),
     "coordinating": (logging.INFO, "this node coordinates the {groups} groups of {partition} now"),
     "group_assigned": (
         logging.INFO,
