@@ -545,11 +545,14 @@ def test_commits_go_one_after_the_other() -> None:
     first = committing(member, p0=6)
     second = committing(member, p0=7)
     assert len(member.pending(CommitOffsets)) == 1
+    number = member.asked(CommitOffsets).number
     member.answer(CommitOffsets, RequestTimedOut("slow"))
     member.step(0.1)
     member.found()
     member.step(0.1)
+    assert member.asked(CommitOffsets).number == number, "repeated, it is the same"
     assert member.commit_answered() == {0: 6}
+    assert member.asked(CommitOffsets).number > number
     assert member.commit_answered() == {0: 7}
     assert (first, second) == ([None], [None])
 

@@ -61,11 +61,13 @@ class Desk:
             self.tick(2000)
         return self.answers[number]
 
-    def commit(self, member: str, epoch: int, *positions: tuple[str, int, int]) -> Any:
+    def commit(
+        self, member: str, epoch: int, *positions: tuple[str, int, int], nth: int = -1
+    ) -> Any:
         """A commit's answer."""
         number = next(self.numbers)
         request = CommitOffsets(
-            group="g", member=member, member_epoch=epoch,
+            group="g", member=member, member_epoch=epoch, number=nth,
             offsets=[GroupOffset(topic_id=f"id-{topic}", partition=part, offset=at) for topic, part, at in positions],
         )  # fmt: skip
         try:

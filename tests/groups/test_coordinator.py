@@ -415,6 +415,23 @@ def test_a_member_commits_what_it_holds_and_nothing_else() -> None:
     assert {number: value.offset for number, value in positions.items()} == {0: 6, 2: 9}
 
 
+def test_a_commit_that_a_later_one_has_overtaken_changes_nothing() -> None:
+    """It was given up with its connection, and the broker still had it to read."""
+    desk = Desk(a=2)
+    desk.beat("m1", 0, "a")
+    assert desk.commit("m1", 1, ("a", 0, 88), nth=1) == CommitOffsetsReply()
+    assert desk.commit("m1", 1, ("a", 0, 19), ("a", 1, 4), nth=0) == CommitOffsetsReply()
+    positions = desk.coordinator.state.groups["g"].offsets["id-a"]
+    assert {number: value.offset for number, value in positions.items()} == {0: 88, 1: 4}
+    assert desk.commit("m1", 1, ("a", 0, 20), nth=2) == CommitOffsetsReply(), "it may go back"
+    assert positions[0].offset == 20
+    desk.beat("m1", -1)
+    assert desk.commit("", -1, ("a", 0, 7)) == CommitOffsetsReply(), "nobody's has no number"
+    joined = desk.beat("m2", 0, "a")
+    assert desk.commit("m2", joined.member_epoch, ("a", 0, 8), nth=0) == CommitOffsetsReply()
+    assert positions[0].offset == 8
+
+
 def test_an_older_epoch_than_the_one_at_which_it_was_given_cannot_commit() -> None:
     desk = Desk(a=2)
     desk.beat("m1", 0, "a")

@@ -14,13 +14,15 @@ anything else                    the end, with the error
 nothing before the deadline      the end, with the last error: the outcome is not known
 ================================ =========================================================================
 
-They go out one at a time, so that a repeated one never overwrites a later one.
+They go out one at a time, and each has its number: one that was given up and arrives late, by a connection that was
+lost here and not there, does not overwrite a later one.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from typing import NamedTuple
 
 from zbroker.client.coordinator import Coordinator
@@ -44,7 +46,7 @@ class Position(NamedTuple):
 class Commit:
     """Positions to be committed together. `done(error)` is called once; the error is None when all are."""
 
-    __slots__ = ("call", "deadline", "done", "last", "positions")
+    __slots__ = ("call", "deadline", "done", "last", "number", "positions")
 
     def __init__(
         self,
@@ -57,6 +59,8 @@ class Commit:
         self.deadline = deadline
         self.call: Call | None = None
         self.last: ZBrokerError | None = None
+        self.number = -1
+        """Which of the member's commits it is, once it is submitted."""
 
 
 class Commits:
@@ -77,6 +81,7 @@ class Commits:
         self._queue: deque[Commit] = deque()
         self._retries = Retries(random)
         self._retry_at = 0.0
+        self._numbers = count()
 
     @property
     def busy(self) -> bool:
@@ -85,6 +90,7 @@ class Commits:
 
     def submit(self, commit: Commit) -> None:
         """Puts a commit on its way, behind those that are."""
+        commit.number = next(self._numbers)
         self._queue.append(commit)
 
     def fail_all(self, error: ZBrokerError) -> None:
@@ -115,7 +121,7 @@ class Commits:
         assert address is not None
         message = messages.CommitOffsets(
             group=membership.settings.group, member=membership.id, member_epoch=membership.epoch,
-            offsets=[
+            number=commit.number, offsets=[
                 messages.GroupOffset(
                     topic_id=membership.held.get(place, ""), topic=place.topic, partition=place.partition,
                     offset=position.offset, epoch=position.epoch,

@@ -67,12 +67,24 @@ def commit(
         if error is not None or topic is None:
             refused.append(msgspec.structs.replace(position, error=error))
             continue
+        key = OffsetKey(request.group, topic.topic_id, position.partition)
+        if _is_overtaken(group, key, request):
+            continue
         value = None
         if position.offset >= 0:
             value = OffsetValue(position.offset, position.epoch, position.note, wall)
-        key = OffsetKey(request.group, topic.topic_id, position.partition)
+            if request.number >= 0:
+                value = msgspec.structs.replace(value, member=request.member, number=request.number)
         records.append(OffsetRecord(key, value))
     return records, refused
+
+
+def _is_overtaken(group: Group | None, key: OffsetKey, request: CommitOffsets) -> bool:
+    """Whether a later commit of the same member stands: this one came by a connection that was given up since."""
+    if group is None or request.number < 0:
+        return False
+    stands = group.offsets.get(key.topic_id, {}).get(key.partition)
+    return stands is not None and stands.member == request.member and stands.number > request.number
 
 
 def _committer(group: Group | None, request: CommitOffsets) -> Member | None:

@@ -91,12 +91,16 @@ class OffsetValue(msgspec.Struct, frozen=True, omit_defaults=True):
         epoch: leader epoch of the record before it, -1 where it is not known.
         note: the application's own words.
         time: ms since the epoch when it was committed.
+        member: who committed it, with `number`; empty where that does not matter.
+        number: which of the member's commits it was, -1 where it did not say.
     """
 
     offset: int
     epoch: int = -1
     note: str = ""
     time: int = -1
+    member: str = ""
+    number: int = -1
 
 
 class GroupRecord(msgspec.Struct, frozen=True):

@@ -405,6 +405,15 @@ class CommitOffsets(Message, tag_field="op", tag="commit_offsets"):
     ] = ""
     member_epoch: Annotated[Epoch, Meta(description="the member's epoch, as last answered")] = -1
     offsets: Annotated[list[GroupOffset], Meta(description="the positions")] = []
+    number: Annotated[
+        int,
+        Meta(
+            ge=-1,
+            le=2**63 - 1,
+            description="grows from commit to commit of a member, and stays for one that is repeated: where a later "
+            "one of the same member stands, an earlier one changes nothing; -1: it counts as the latest",
+        ),
+    ] = -1
 
 
 class CommitOffsetsReply(Message, tag_field="op", tag="commit_offsets"):
