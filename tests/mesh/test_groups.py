@@ -221,7 +221,9 @@ def test_answers_before_the_commit_are_noticed(monkeypatch: pytest.MonkeyPatch) 
         groups.cluster.run(SESSION * 5)
 
 
-def test_giving_before_the_release_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pace", [1.0, 1.25])
+def test_giving_before_the_release_is_noticed(monkeypatch: pytest.MonkeyPatch, pace: float) -> None:
+    """A fast clock excuses nothing before it has ended a session."""
     real = rebalance.next_step
 
     def next_step(group: Any, plan: Any, member: Any) -> Any:
@@ -235,6 +237,7 @@ def test_giving_before_the_release_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     groups = Groups()
     first = groups.join("m1")
     groups.share(first)
+    groups.coordinator.set_pace(pace)
     groups.join("m2")
     with pytest.raises(InvariantBroken, match="17"):
         groups.cluster.run(3.0)
@@ -275,6 +278,29 @@ def test_without_its_own_count_it_would(monkeypatch: pytest.MonkeyPatch) -> None
 
     with pytest.raises(InvariantBroken, match="17"):
         freeze_again_and_again()
+
+
+def test_a_coordinator_whose_clock_is_fast_ends_a_session_that_the_member_still_counts() -> None:
+    """Neither can know it: the member's commits are refused, and that is all that was promised."""
+    groups = Groups()
+    first, second = groups.join("m1"), groups.join("m2")
+    groups.share(first, second)
+    first.freeze()
+    coordinator, since = groups.coordinator, groups.cluster.timeline.now
+    coordinator.set_pace(2.0)
+    groups.share(second, seconds=SESSION)
+    groups.cluster.run(0.2)  # and reads
+    assert first.now < first.group.membership.fence_at
+    assert first.may_be_out
+    assert not second.may_be_out
+    coordinator.set_pace(1.0)
+    assert coordinator.counted(since) == 2 * (groups.cluster.timeline.now - since)
+    first.thaw()
+    assert [error.code for error in first.errors] == []
+    groups.share(first, second)
+    assert [error.code for error in first.errors] == ["member_fenced"]
+    assert not first.may_be_out
+    groups.drain()
 
 
 # State that is rebuilt ---

@@ -2,8 +2,8 @@
 
 None of it is in a record: a new coordinator begins with every member heard at that moment, and with nothing told. Time
 here is a clock of its own, which goes on only while the node does: a node that was frozen takes nobody for dead for
-what it could not hear. So a session never ends here before it has ended by the member's own count, which began earlier,
-when the heartbeat was sent.
+what it could not hear. So, where the two clocks keep pace, a session never ends here before it has ended by the
+member's own count, which began earlier, when the heartbeat was sent.
 
 Owns the deadlines. Never decides what follows from one. Nothing here takes time in proportion to the members.
 """

@@ -118,6 +118,7 @@ class Machine:
         self.wall_offset = 0
         self.drift = 0.0
         self.pace = 1.0
+        self._paces = [(0, 1.0)]
         self.slowness = 1.0
         self.process: Process | None = None
         self.error: ZBrokerError | None = None
@@ -199,7 +200,19 @@ class Machine:
         """Its monotonic clock runs this many times as fast as time from now on."""
         if self.process is not None:
             self.process.keep_time()
+        if pace != self.pace:
+            self._paces.append((self.cluster.timeline.now, pace))
         self.pace = pace
+
+    def counted(self, since: int) -> float:
+        """Microseconds that have passed by its monotonic clock since a moment of the simulation."""
+        found, until = 0.0, self.cluster.timeline.now
+        for begun, pace in reversed(self._paces):
+            found += (until - max(begun, since)) * pace
+            if begun <= since:
+                break
+            until = begun
+        return found
 
     def wall(self) -> int:
         """What its clock shows, ms since the epoch."""
