@@ -284,6 +284,31 @@ def test_who_left_while_the_leader_lived_is_not_waited_for() -> None:
     assert mesh.state.end == 2
 
 
+@pytest.mark.parametrize("thawed", [False, True])
+def test_a_leader_that_was_replaced_by_one_that_lived_is_not_waited_for(*, thawed: bool) -> None:
+    """Nothing was committed after it; nor does it count again that it hears late of what was copied under it."""
+    mesh = Mesh(nodes=3, voters=["n3"], replicas=2, min_insync=2, fsync="never")
+    mesh.takes()
+    leader, (follower,) = mesh.leader, mesh.followers
+    ledger = mesh.invariants.ledger(folder(mesh.topic_id, 0))
+    mesh.cluster.network.delays[follower.name, leader.name] = 60_000
+    mesh.prober.produce(leader.name, mesh.place)
+    mesh.prober.soon()
+    copy = follower.copies.of(ledger.folder)
+    mesh.cluster.run_until(lambda: copy.written == 2, 5, "it is copied")
+    leader.freeze()
+    mesh.cluster.run_until(lambda: list(mesh.state.last) == [follower.name], 20, "another lives")
+    assert ledger.end == 1
+    if thawed:
+        leader.thaw()
+        assert ledger.end == 2
+    leader.lose_power()
+    follower.lose_power()
+    mesh.cluster.run(0.5)
+    mesh.cluster.start(follower.name)
+    assert list(recovered(mesh)) == [follower.name]
+
+
 def test_a_start_that_was_stopped_before_it_was_known_does_not_count_as_a_stop_in_order() -> None:
     """What its machine had lost before, nobody has heard of yet: its next start is to say so."""
     mesh = Mesh(fsync="never", min_insync=1)

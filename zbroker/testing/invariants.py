@@ -61,7 +61,7 @@ class Ledger:
         exposed: (node, incarnation, epoch) that have exposed a high watermark.
         powerless: nodes whose copy may have lost what was not flushed, where that counts as committed, and that have
             not joined the ISR since.
-        holders: who was in sync when the high watermark last rose: disks by node name.
+        holders: who was in sync, as far as the newest leader knew when it was last seen alive: disks by node name.
         given_up: a person is to accept a loss; to be set by who asks for that.
         recovered: epoch of the last unclean election: what leaders of older ones say is of the past.
         lost_from: what was committed from here on may have been lost in such an election; None where there was none.
@@ -332,6 +332,9 @@ class Invariants(Watch):
         if before is None or before[0] != leader.epoch:
             self._check_new_leader(process, ledger, leader)
             before = (leader.epoch, -1, [])
+        if not leader.settings.quorum and leader.epoch == max(ledger.leaders):
+            machines = process.cluster.machines
+            ledger.holders = {member: machines[member].disk_id for member in isr}
         if leader.high_watermark < before[1]:
             raise InvariantBroken(
                 f"the high watermark of {folder} at {process.name} went from {before[1]} back to "
@@ -385,8 +388,6 @@ class Invariants(Watch):
             members = sorted({*leader.isr, *leader.pending})
             for member in members:
                 self._check_member(process, ledger, leader, member, to)
-            machines = process.cluster.machines
-            ledger.holders = {member: machines[member].disk_id for member in members}
         self._take(process, ledger, to)
 
     def _check_member(
