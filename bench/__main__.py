@@ -9,6 +9,7 @@ many times better zbroker's best client is than each, run by run. Whoever loses,
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from zbroker.units import parse_size
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures what it is told to; 1 where anything failed."""
     told = arguments(argv)
+    # Nodes that compile themselves at each start are not what users have.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     plan = frame.Plan(
         quick=told.quick,
         runs=told.runs or (1 if told.quick else 3),
