@@ -20,7 +20,7 @@ THEMES = {
     "dark": {"text": "#f0f6fc", "soft": "#9198a1", "mine": "#4493f8", "other": "#3d444d", "line": "#3d444d"},
 }  # fmt: skip
 WIDTH, COLUMNS, MARGIN = 880, 2, 16
-LABEL, VALUE, ROW, HEADING = 172, 70, 22, 46
+LABEL, VALUE, ROW, HEADING = 192, 70, 22, 46
 
 
 class Panel(NamedTuple):
@@ -70,7 +70,8 @@ def label_of(row: Row) -> str:
     """A system, and the client whose figure it is."""
     client = row.client.partition(",")[0].partition(" -")[0]
     extra = {"java, sub-entries of 100": "java, sub-entries"}.get(row.client, client)
-    return TITLES[row.system] + (f" · {extra}" if row.metric not in ("MiB", "s") else "")
+    name = TITLES[row.system].partition(" ")[0]  # there is not much room
+    return name + (f" · {extra}" if row.metric not in ("MiB", "s") else "")
 
 
 def value_of(row: Row) -> str:
