@@ -426,7 +426,9 @@ def test_a_commit_that_a_later_one_has_overtaken_changes_nothing() -> None:
     assert desk.commit("m1", 1, ("a", 0, 20), nth=2) == CommitOffsetsReply(), "it may go back"
     assert positions[0].offset == 20
     desk.beat("m1", -1)
-    assert desk.commit("", -1, ("a", 0, 7)) == CommitOffsetsReply(), "nobody's has no number"
+    assert desk.commit("", -1, ("a", 0, 7), nth=9) == CommitOffsetsReply()
+    assert desk.commit("", -1, ("a", 0, 6), nth=8) == CommitOffsetsReply(), "it may be anybody's"
+    assert positions[0].offset == 6
     joined = desk.beat("m2", 0, "a")
     assert desk.commit("m2", joined.member_epoch, ("a", 0, 8), nth=0) == CommitOffsetsReply()
     assert positions[0].offset == 8

@@ -81,7 +81,7 @@ def commit(
 
 def _is_overtaken(group: Group | None, key: OffsetKey, request: CommitOffsets) -> bool:
     """Whether a later commit of the same member stands: this one came by a connection that was given up since."""
-    if group is None or request.number < 0:
+    if group is None or not request.member or request.number < 0:
         return False
     stands = group.offsets.get(key.topic_id, {}).get(key.partition)
     return stands is not None and stands.member == request.member and stands.number > request.number
