@@ -482,6 +482,29 @@ def test_an_application_that_calls_before_the_stuck_member_has_left_joins_afterw
     assert (again.member, again.member_epoch) == ("m2", 0)
 
 
+def test_what_is_assigned_while_a_member_gives_all_up_is_not_taken() -> None:
+    """Its next membership may not have it, and would hand it out all the same."""
+    member = Member(max_poll_interval=1.0)
+    member.joined(0)
+    assert member.take(0)
+    member.call({0: 8})
+    member.custody.idle_since = member.now
+    member.step(1.1)
+    assert member.pending(CommitOffsets)  # which is waited for before it says that it leaves
+    member.beat(2, 0, 1)
+    assert member.owned == set()
+    assert not member.take(1)
+    member.commit_answered()
+    member.custody.idle_since = None
+    member.group.join(member.now)
+    member.answer(GroupHeartbeat, GroupHeartbeatReply(member_epoch=-1), which=-1)
+    member.beat(3, 0)
+    member.offsets({0: 8})
+    assert member.owned == {0}
+    assert member.reads == {0}
+    assert not member.take(1)
+
+
 def test_an_application_in_a_call_is_not_stuck() -> None:
     member = Member(max_poll_interval=1.0)
     member.joined(0)
@@ -623,6 +646,24 @@ def test_a_member_that_is_not_in_commits_nothing() -> None:
 
 
 # Leaving ---
+
+
+def test_offsets_that_cannot_be_had_do_not_end_a_member_that_leaves_by_itself() -> None:
+    member = Member()
+    member.group.join(member.now)
+    member.step()
+    member.metadata()
+    member.found()
+    member.beat(1, 0)
+    left: list[bool] = []
+    member.group.close(lambda: left.append(True), keep=False, deadline=member.now + 3)
+    member.step()
+    assert member.asked(GroupHeartbeat).member_epoch == -1
+    for _ in member.pending(FetchOffsets):
+        member.answer(FetchOffsets, InvalidRequest("no"))
+    assert member.custody.error is None
+    member.answer(GroupHeartbeat, GroupHeartbeatReply(member_epoch=-1))
+    assert left == [True]
 
 
 @pytest.mark.parametrize(("instance", "epoch"), [(None, -1), ("i1", -2)])

@@ -280,6 +280,24 @@ def test_without_its_own_count_it_would(monkeypatch: pytest.MonkeyPatch) -> None
         freeze_again_and_again()
 
 
+def test_who_leaves_has_given_up_everything_before_it_says_so() -> None:
+    """Nobody answers it any more, and so it still names what is another's by now."""
+    groups = Groups()
+    first, second = groups.join("m1", session=20.0), groups.join("m2")
+    groups.share(first, second)
+    first.leave(seconds=15.0)
+    groups.cluster.run_until(lambda: first.group.membership.state == "leaving", 5, "its last words")
+    network = groups.cluster.network
+    for name in groups.cluster.machines:
+        network.cut(name, "m1")
+    groups.share(second, seconds=10.0)
+    assert first.group.membership.state == "leaving"
+    assert first.group.membership.held
+    assert not first.group.custody.owned
+    assert not any(first.may_hand_out(*each) for each in first.group.membership.held.items())
+    groups.drain()
+
+
 def test_a_coordinator_whose_clock_is_fast_ends_a_session_that_the_member_still_counts() -> None:
     """Neither can know it: the member's commits are refused, and that is all that was promised."""
     groups = Groups()

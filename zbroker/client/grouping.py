@@ -226,7 +226,7 @@ class GroupCore:
     def _on_change(
         self, gained: dict[TopicPartition, str], lost: list[TopicPartition], _now: float
     ) -> None:
-        if gained:
+        if gained and self._leave is None:  # a member that gives all up takes nothing more
             self.custody.assign(gained)
             owned = self.custody.owned
             self._asking.update(
@@ -240,6 +240,10 @@ class GroupCore:
 
     def _on_offsets(self, asked: Asked, outcome: Outcome, now: float) -> None:
         """Where the group is in partitions that were assigned: reading begins."""
+        owned = self.custody.owned
+        asked = {place: one for place, one in asked.items() if owned.get(place) == one[1]}
+        if not asked:
+            return
         found: dict[TopicPartition, messages.GroupOffset] = {}
         if isinstance(outcome, messages.FetchOffsetsReply):
             found = {TopicPartition(one.topic, one.partition): one for one in outcome.offsets}
@@ -249,8 +253,6 @@ class GroupCore:
             return
         settings = self.core.settings
         for place, (topic_id, generation) in asked.items():
-            if self.custody.owned.get(place) != generation:
-                continue
             committed = found.get(place)
             if committed is not None and committed.offset >= 0:
                 self.commits.committed[place] = committed.offset

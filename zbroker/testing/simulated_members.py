@@ -159,6 +159,7 @@ class SimulatedMember(SimulatedClient):
         membership = self.group.membership
         return (
             not self.stopped
+            and membership.state == "member"  # one that leaves has given up all, and only says so
             and membership.held.get(place) == topic_id
             and self.now < membership.fence_at
         )
