@@ -72,9 +72,10 @@ def commit(
             continue
         value = None
         if position.offset >= 0:
-            value = OffsetValue(position.offset, position.epoch, position.note, wall)
-            if request.number >= 0:
-                value = msgspec.structs.replace(value, member=request.member, number=request.number)
+            said_by = request.member if request.number >= 0 else ""
+            value = OffsetValue(
+                position.offset, position.epoch, position.note, wall, said_by, request.number
+            )
         records.append(OffsetRecord(key, value))
     return records, refused
 
