@@ -14,9 +14,16 @@ from mesh.mesh import Mesh
 from zbroker.broker.coordinating import Coordinating
 from zbroker.broker.waiting import Waiting
 from zbroker.client.custody import Custody
-from zbroker.groups import rebalance
+from zbroker.groups import offsets, rebalance
 from zbroker.groups.records import TOPIC, partition_of
-from zbroker.protocol.messages import FindCoordinator, FindCoordinatorReply
+from zbroker.protocol.messages import (
+    DeleteTopic,
+    FetchOffsets,
+    FetchOffsetsReply,
+    FindCoordinator,
+    FindCoordinatorReply,
+    TopicPartitions,
+)
 from zbroker.testing.clients import SimulatedAdmin
 from zbroker.testing.cluster import Machine, SimulatedCluster
 from zbroker.testing.group_invariants import differences
@@ -351,6 +358,56 @@ def test_08_positions_do_not_expire_because_the_coordinator_is_another() -> None
     groups.drain()
     assert not second.errors, "it went on where the group was"
     assert groups.invariants.groups.checks["17 positions"] > 0
+
+
+def test_positions_go_with_their_topic_whoever_names_it_still() -> None:
+    groups = Groups()
+    first = groups.join("m1")
+    groups.share(first)
+    groups.cluster.run(1.0)
+    groups.drain()
+    asked = FetchOffsets(
+        group="readers",
+        partitions=[
+            TopicPartitions(topic="t", topic_id=groups.mesh.topic_id, partitions=list(range(4)))
+        ],
+    )
+
+    def committed() -> list[int]:
+        found: list[Any] = []
+        groups.mesh.admin.ask(asked, found.append, node=groups.coordinator.name)
+        groups.cluster.run_until(lambda: found, 5, "positions")
+        assert isinstance(found[0], FetchOffsetsReply)
+        return [each.offset for each in found[0].offsets]
+
+    assert min(committed()) >= 0
+    assert max(committed()) > 0
+    found: list[Any] = []
+    groups.mesh.admin.ask(DeleteTopic(name="t", request_id="1"), found.append)
+    groups.cluster.run_until(lambda: found, 10, "the topic is deleted")
+    groups.cluster.run(1.0)
+    assert committed() == [-1] * 4
+
+
+def test_positions_that_go_while_their_topic_stands_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    groups = Groups()
+    first = groups.join("m1")
+    groups.share(first)
+    groups.cluster.run(1.0)
+    groups.drain()
+    real = offsets.fetch
+    monkeypatch.setattr(
+        offsets, "fetch", lambda group, wanted, catalog: real(None, wanted, catalog)
+    )
+    asked = FetchOffsets(
+        group="readers",
+        partitions=[TopicPartitions(topic="t", topic_id=groups.mesh.topic_id, partitions=[0])],
+    )
+    groups.mesh.admin.ask(asked, lambda _reply: None, node=groups.coordinator.name)
+    with pytest.raises(InvariantBroken, match=r"17: n. says that group readers is at -1"):
+        groups.cluster.run(1.0)
 
 
 def test_a_deposed_coordinator_forgets_what_was_not_committed(

@@ -38,14 +38,20 @@ class GroupWatch(Watch):
         checks: how many comparisons were made.
     """
 
-    def __init__(self, lost_from: Callable[[str, int], int | None]) -> None:
+    def __init__(
+        self,
+        lost_from: Callable[[str, int], int | None],
+        is_gone: Callable[[Any, str], bool],
+    ) -> None:
         """
         Args:
             lost_from: from which offset on an unclean election may have lost a partition's records, None where there
                 was none: who read them goes back, no further than that.
+            is_gone: whether a topic is deleted, as far as a process or anybody else knows: its positions went with it.
         """
         self.promised: dict[Place, int] = {}
         self._lost_from = lost_from
+        self._is_gone = is_gone
         self.checks = {"17 positions": 0, "17 owners": 0}
         self._commits: dict[tuple[str, int, bytes, int], CommitOffsets] = {}
         self._fetches: dict[tuple[str, int, bytes, int], tuple[str, dict[Place, int]]] = {}
@@ -75,7 +81,7 @@ class GroupWatch(Watch):
         elif isinstance(message, FetchOffsetsReply):
             asked = self._fetches.pop(key, None)
             if asked is not None:
-                self._check_positions(process.name, *asked, message.offsets)
+                self._check_positions(process, *asked, message.offsets)
         elif isinstance(message, GroupHeartbeatReply):
             self._check_owners(process)
 
@@ -87,16 +93,16 @@ class GroupWatch(Watch):
                 self.promised[place] = max(self.promised.get(place, -1), each.offset)
 
     def _check_positions(
-        self, node: str, group: str, known: dict[Place, int], offsets: list[GroupOffset]
+        self, process: Any, group: str, known: dict[Place, int], offsets: list[GroupOffset]
     ) -> None:
         for each in offsets:
             self.checks["17 positions"] += 1
             promised = known.get((group, each.topic_id, each.partition), -1)
             lost_from = self._lost_from(each.topic_id, each.partition)
             least = promised if lost_from is None else min(promised, lost_from)
-            if each.offset < least and each.topic:
+            if each.offset < least and not self._is_gone(process, each.topic_id):
                 raise InvariantBroken(
-                    f"17: {node} says that group {group} is at {each.offset} of {each.topic}/{each.partition}, and "
+                    f"17: {process.name} says that group {group} is at {each.offset} of {each.topic}/{each.partition}, and "
                     f"{least} was answered as committed"
                 )
 

@@ -139,7 +139,8 @@ class Invariants(Watch):
         self._votes: dict[tuple[str, int, int], str] = {}
         self._produces: dict[tuple[str, int, bytes, int], str] = {}
         self.groups = GroupWatch(
-            lambda topic_id, number: self.ledger(partition_folder(topic_id, number)).lost_from
+            lambda topic_id, number: self.ledger(partition_folder(topic_id, number)).lost_from,
+            self._is_gone,
         )
 
     def ledger(self, folder: str) -> Ledger:
@@ -253,6 +254,12 @@ class Invariants(Watch):
     def _fsync(self, folder: str) -> str:
         topic = self.metadata.topics.get(folder.split("/")[1]) if folder != FOLDER else None
         return "always" if topic is None else topic.settings.fsync
+
+    def _is_gone(self, process: Process, topic_id: str) -> bool:
+        """Whether the newest metadata, a process's own or the newest of all, have a topic no more."""
+        quorum = process.broker.quorum
+        newest = quorum.metadata if quorum.applied > self._applied else self.metadata
+        return topic_id not in newest.topics
 
     # Leaders ---
 
