@@ -344,6 +344,7 @@ def test_08_positions_do_not_expire_because_the_coordinator_is_another() -> None
     groups.cluster.run(2.0)
     promised = dict(groups.invariants.groups.promised)
     assert promised
+    groups.producer.sending = False
     for _ in range(3):
         victim = groups.coordinator
         victim.kill()
@@ -353,6 +354,7 @@ def test_08_positions_do_not_expire_because_the_coordinator_is_another() -> None
         for machine in groups.cluster.up:
             machine.wall_offset += 6 * 86_400_000 // 3  # six days in all
         groups.cluster.run(61.0)
+    groups.producer.sending = True
     second = groups.join("m2")
     groups.share(second)
     groups.drain()

@@ -20,9 +20,11 @@ from zbroker.cluster.metadata import Metadata
 from zbroker.log.log import Log
 from zbroker.log.producers import ProducerTable
 from zbroker.log.requests import Write
+from zbroker.protocol.peers import VoteRequest
 from zbroker.replication import leader as leader_module
 from zbroker.replication.follower import Follower
 from zbroker.replication.leader import Leader
+from zbroker.testing.broken import InvariantBroken
 from zbroker.testing.simulation import simulate
 
 Patch = pytest.MonkeyPatch
@@ -34,8 +36,9 @@ def forget_votes(patch: Patch) -> None:
 
 
 def forget_votes_at_start(patch: Patch) -> None:
-    """The ballot is kept, and not looked at when a voter starts."""
-    patch.setattr(LoadBallot, "run", lambda _self, _files: Ballot())
+    """A voter that starts knows its epoch, and not whom it has voted for in it."""
+    real = LoadBallot.run
+    patch.setattr(LoadBallot, "run", lambda self, files: Ballot(real(self, files).epoch))
 
 
 def vote_for_anyone(patch: Patch) -> None:
@@ -223,7 +226,6 @@ MISTAKES: list[tuple[Callable[[Patch], None], str, int]] = [
     (forget_sequences, "network", 0),
     (elect_who_is_out_of_sync, "process", 1),
     (lead_on_after_a_restart, "process", 2),
-    (forget_votes_at_start, "storm", 0),
     (lead_whoever_is_back_last, "dark", 1),
     (wait_for_nobody, "dark", 1),
 ]
@@ -252,3 +254,38 @@ def test_sequences_that_are_not_forgotten_are_noticed(monkeypatch: Patch) -> Non
     again = cut_off_with_a_record(mesh)
     assert getattr(again, "duplicate", True), again
     assert mesh.values().count(b"once") == 0
+
+
+def vote_twice_around_a_restart() -> Mesh:
+    """Whoever leads the metadata is voted for; then a voter starts anew, and another asks in the same epoch."""
+    mesh = Mesh()
+    chosen = mesh.controller
+    assert chosen is not None
+    epoch = chosen.broker.quorum.replica.epoch
+    voter, other = (each for each in mesh.cluster.up if each is not chosen)
+    mesh.cluster.network.cut(chosen.name, voter.name)
+    mesh.cluster.network.cut(voter.name, chosen.name)
+    voter.kill()
+    voter.start()
+    quorum = voter.broker.quorum
+    mesh.cluster.run_until(
+        lambda: quorum.election is not None and other.name in quorum.disks, 10, "it can be asked"
+    )
+    assert quorum.election is not None
+    assert quorum.election.epoch == epoch
+    asked = VoteRequest(epoch=epoch, last_epoch=epoch, end=1_000_000, handover=True)
+    quorum.on_vote_request(other.name, asked, mesh.cluster.timeline.now)
+    mesh.cluster.run(0.2)
+    return mesh
+
+
+def test_a_voter_that_starts_anew_does_not_vote_again() -> None:
+    """The simulation meets this one too rarely to find it: a stale request has to come just then."""
+    mesh = vote_twice_around_a_restart()
+    assert mesh.invariants.checks["16 ballots"] > 0
+
+
+def test_votes_that_are_forgotten_at_the_start_are_noticed(monkeypatch: Patch) -> None:
+    forget_votes_at_start(monkeypatch)
+    with pytest.raises(InvariantBroken, match=r"16: n. voted for n. in epoch"):
+        vote_twice_around_a_restart()

@@ -19,9 +19,11 @@ pytestmark = pytest.mark.slow
 
 NODES = ("node1", "node2", "node3")
 CLIENTS = ("client1", "client2")
-REPLACED_WITHIN = 2.0
-"""Seconds, at default settings, from a pulled cable to the first record that another leader acknowledged."""
+REPLACED_WITHIN = 6.0
+"""Seconds, at default settings, from a pulled cable to the first record that another leader acknowledged.
 
+A busy machine's: it tells a missed heartbeat from the system's own time limits. `bench/failover.py` measures.
+"""
 
 STILL_COMING = 0.5
 """Seconds for which a leader may acknowledge what its followers had before they were cut off."""
