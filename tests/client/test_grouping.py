@@ -505,6 +505,56 @@ def test_what_is_assigned_while_a_member_gives_all_up_is_not_taken() -> None:
     assert not member.take(1)
 
 
+def test_what_is_revoked_while_a_member_gives_all_up_is_not_released_before_its_last_commit() -> (
+    None
+):
+    """Whoever had it then would begin before what is done, and the last commit would be refused."""
+    member = Member()
+    member.joined(0, 1)
+    assert member.take(1)
+    committing(member, p0=6)
+    member.call({1: 9})
+    member.group.close(lambda: None, keep=False, deadline=member.now + 3)
+    member.beat(2, 0)
+    assert said_owned(member.pending(GroupHeartbeat)[-1].message) == {0, 1}  # type: ignore[arg-type]
+    assert member.commit_answered() == {0: 6}
+    assert member.commit_answered() == {1: 9}
+    assert member.asked(GroupHeartbeat).member_epoch == -1
+
+
+def test_what_is_finished_while_a_stuck_member_gives_all_up_is_not_released_either() -> None:
+    member = Member(hears=True, max_poll_interval=1.0)
+    member.joined(0, 1)
+    member.call()
+    assert member.take(1)
+    member.beat(2, 0)
+    member.custody.call({place(1): Position(9, 1)}, None)
+    revoked = member.custody.next_event()
+    assert revoked is not None
+    committing(member, p0=6)
+    member.custody.idle_since = member.now
+    member.step(1.1)
+    member.custody.finish(revoked.places)
+    member.group.on_finished(revoked.places)
+    member.step()
+    assert said_owned(member.pending(GroupHeartbeat)[-1].message) == {0, 1}  # type: ignore[arg-type]
+    assert member.commit_answered() == {0: 6}
+    assert member.commit_answered() == {1: 9}
+    assert member.asked(GroupHeartbeat).member_epoch == -1
+
+
+def test_an_application_that_heard_that_all_is_lost_does_not_hear_of_a_revocation_after_that() -> (
+    None
+):
+    member = Member(hears=True, max_poll_interval=1.0)
+    member.joined(0, 1)
+    member.call({0: 8})
+    member.custody.idle_since = member.now
+    member.step(1.1)
+    member.beat(2, 0)
+    assert [event.kind for event in member.custody.events] == ["lost"]
+
+
 def test_an_application_in_a_call_is_not_stuck() -> None:
     member = Member(max_poll_interval=1.0)
     member.joined(0)

@@ -226,7 +226,9 @@ class GroupCore:
     def _on_change(
         self, gained: dict[TopicPartition, str], lost: list[TopicPartition], _now: float
     ) -> None:
-        if gained and self._leave is None:  # a member that gives all up takes nothing more
+        if self._leave is not None:
+            return  # it gives all up, after its last commit: it takes nothing more, and releases nothing before
+        if gained:
             self.custody.assign(gained)
             owned = self.custody.owned
             self._asking.update(
@@ -271,7 +273,7 @@ class GroupCore:
     def _give_back(self, places: Iterable[TopicPartition]) -> None:
         """Commits what is done of partitions that nobody has in hand, and releases them."""
         leaving = list(places)
-        if not leaving:
+        if not leaving or self._leave is not None:
             return
 
         def committed(error: ZBrokerError | None) -> None:
