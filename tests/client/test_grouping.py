@@ -612,6 +612,28 @@ def test_a_release_waits_for_its_commit_through_a_change_of_coordinator() -> Non
     assert said_owned(member.pending(GroupHeartbeat)[-1].message) == {0}  # type: ignore[arg-type]
 
 
+def test_a_position_that_goes_back_to_the_committed_one_is_committed_over_what_is_on_its_way() -> (
+    None
+):
+    member = Member()
+    member.joined(0, 1)
+    assert member.take(1)
+    member.call({1: 10})
+    member.step(1.1)
+    assert member.commit_answered() == {1: 10}
+    assert member.take(1)
+    member.call({1: 20})
+    member.step(1.1)
+    assert member.asked(CommitOffsets).offsets[0].offset == 20
+    assert member.take(1)  # the application has sought back, and read a little
+    member.call({1: 10})
+    member.beat(2, 0)
+    assert said_owned(member.pending(GroupHeartbeat)[-1].message) == {0, 1}  # type: ignore[arg-type]
+    assert member.commit_answered() == {1: 20}
+    assert member.commit_answered() == {1: 10}
+    assert said_owned(member.pending(GroupHeartbeat)[-1].message) == {0}  # type: ignore[arg-type]
+
+
 def test_commits_go_one_after_the_other() -> None:
     member = Member()
     member.joined(0)

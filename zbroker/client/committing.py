@@ -88,6 +88,10 @@ class Commits:
         """Whether anything is on its way."""
         return bool(self._queue)
 
+    def concern(self, place: TopicPartition) -> bool:
+        """Whether a position of a partition is on its way, so that it is not known what will be committed."""
+        return any(place in commit.positions for commit in self._queue)
+
     def submit(self, commit: Commit) -> None:
         """Puts a commit on its way, behind those that are."""
         commit.number = next(self._numbers)

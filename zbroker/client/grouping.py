@@ -297,7 +297,8 @@ class GroupCore:
         found = {
             place: positions[place]
             for place in places
-            if place in positions and committed.get(place) != positions[place].offset
+            if place in positions
+            and (committed.get(place) != positions[place].offset or self.commits.concern(place))
         }
         if found:
             self.commits.submit(Commit(found, done, deadline))
