@@ -696,6 +696,25 @@ def test_a_commit_that_nobody_answers_ends_at_its_deadline() -> None:
     assert error.outcome_unknown
 
 
+def test_after_a_commit_whose_outcome_is_not_known_what_is_done_is_committed_again() -> None:
+    """It may have arrived; then what was committed before it stands no more."""
+    member = Member()
+    member.joined(0)
+    assert member.take(0)
+    member.call({0: 10})
+    member.step(1.1)
+    assert member.commit_answered() == {0: 10}
+    answers = committing(member, p0=20)
+    while not answers:
+        member.step(0.5)
+    assert isinstance(answers[0], RequestTimedOut)
+    for _ in range(20):
+        member.step(0.1)
+        if member.pending(FindCoordinator):
+            member.found()
+    assert member.commit_answered() == {0: 10}
+
+
 def test_commits_under_way_when_the_member_is_out_are_told() -> None:
     member = Member()
     member.joined(0)

@@ -108,6 +108,8 @@ class Commits:
         while self._queue:
             commit = self._queue[0]
             if commit.deadline is not None and now >= commit.deadline:
+                for place in commit.positions:
+                    self.committed.pop(place, None)  # it may have arrived all the same
                 self._finish(commit, _too_late(commit))
                 continue
             address = self._coordinator.address
