@@ -612,6 +612,55 @@ def test_a_release_waits_for_its_commit_through_a_change_of_coordinator() -> Non
     assert said_owned(member.pending(GroupHeartbeat)[-1].message) == {0}  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("auto_commit", [False, True])
+def test_a_release_waits_for_the_applications_own_commit(auto_commit: bool) -> None:
+    """Repeated once the partition has gone and come back, it would put back what another has committed since."""
+    member = Member(auto_commit=auto_commit)
+    member.joined(0, 1)
+    answers = committing(member, p1=9)
+    behind = committing(member, p0=7)
+    member.beat(2, 0)
+    member.answer(CommitOffsets, NotCoordinator("not me", leader="n2"))
+    assert member.owned == {0}
+    member.step(0.1)
+    assert said_owned(member.asked(GroupHeartbeat)) == {0, 1}
+    assert member.commit_answered() == {1: 9}
+    assert answers == [None]
+    assert member.commit_answered() == {0: 7}
+    assert behind == [None]
+    assert said_owned(member.pending(GroupHeartbeat)[-1].message) == {0}  # type: ignore[arg-type]
+    assert not member.pending(CommitOffsets)
+
+
+def test_a_member_leaves_as_soon_as_the_commit_that_a_release_waits_for_is_answered() -> None:
+    member = Member(auto_commit=False)
+    member.joined(0, 1)
+    committing(member, p1=9)
+    member.beat(2, 0)
+    member.group.close(lambda: None, keep=False, deadline=member.now + 3)
+    assert member.commit_answered() == {1: 9}
+    assert member.asked(GroupHeartbeat).member_epoch == -1
+
+
+def test_a_release_that_waits_for_a_commit_does_not_wait_beyond_its_deadline() -> None:
+    member = Member(auto_commit=False)
+    member.joined(0, 1)
+    answers = committing(member, p1=9)
+    member.beat(2, 0)
+    for _ in range(50):
+        member.step(0.1)
+        while member.pending(GroupHeartbeat):
+            member.beat(2, news=False)
+        if member.pending(CommitOffsets):
+            member.answer(CommitOffsets, NotReady("starting"))
+        if member.pending(FindCoordinator):
+            member.found()
+    assert place(1) in member.group.membership.held
+    while not answers:
+        member.step(0.5)
+    assert place(1) not in member.group.membership.held
+
+
 def test_a_position_that_goes_back_to_the_committed_one_is_committed_over_what_is_on_its_way() -> (
     None
 ):

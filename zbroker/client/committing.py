@@ -21,7 +21,7 @@ lost here and not there, does not overwrite a later one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import NamedTuple
 
@@ -44,7 +44,10 @@ class Position(NamedTuple):
 
 
 class Commit:
-    """Positions to be committed together. `done(error)` is called once; the error is None when all are."""
+    """Positions to be committed together. `done(error)` is called once; the error is None when all are.
+
+    One without positions only waits for its turn.
+    """
 
     __slots__ = ("call", "deadline", "done", "last", "number", "positions")
 
@@ -96,6 +99,15 @@ class Commits:
         """Puts a commit on its way, behind those that are."""
         commit.number = next(self._numbers)
         self._queue.append(commit)
+
+    def settle(
+        self, places: Iterable[TopicPartition], done: Callable[[ZBrokerError | None], None]
+    ) -> None:
+        """Calls back once no position of these partitions is on its way any more."""
+        if any(map(self.concern, places)):
+            self.submit(Commit({}, done))
+        else:
+            done(None)
 
     def fail_all(self, error: ZBrokerError) -> None:
         """The member is out, or has left."""
@@ -185,6 +197,8 @@ class Commits:
             self._exchange.abandon(commit.call)
             commit.call = None
         commit.done(error)
+        while self._queue and not self._queue[0].positions:
+            self._queue.popleft().done(None)
 
 
 _REASONS = {

@@ -14,7 +14,8 @@ read      its records are handed out                      finishing, when it is 
 finishing not read any more, but the application has      committing, at the application's next call
           some of it in hand, or wants to hear of it
 committing what is done is being committed (automatic     released, when that is answered: the next heartbeat no longer
-          commits only)                                   names it
+          commits), or the application's commit is        names it
+          on its way
 any       the member is out, or leaves                    gone
 ========= =============================================== =============================================================
 
@@ -271,7 +272,11 @@ class GroupCore:
             self._commit_at = 0.0
 
     def _give_back(self, places: Iterable[TopicPartition]) -> None:
-        """Commits what is done of partitions that nobody has in hand, and releases them."""
+        """Commits what is done of partitions that nobody has in hand, and releases them.
+
+        The application's commits of them are waited for, too: one that is repeated after the partition went and came
+        back would put its position back.
+        """
         leaving = list(places)
         if not leaving or self._leave is not None:
             return
@@ -284,7 +289,7 @@ class GroupCore:
                 self.commits.committed.pop(place, None)
 
         if not self.settings.auto_commit or not self._commit_done(leaving, committed):
-            committed(None)
+            self.commits.settle(leaving, committed)
 
     def _commit_done(
         self,
