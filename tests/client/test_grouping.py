@@ -734,6 +734,20 @@ def test_a_commit_at_a_stale_epoch_is_repeated_with_the_new_one() -> None:
     assert answers == [None]
 
 
+def test_a_commit_is_not_for_what_is_given_to_the_member_after_it() -> None:
+    """The application may not know yet that the partition went; repeated, it would put back what another committed."""
+    member = Member()
+    member.joined(0, 1)
+    member.beat(2, 0)
+    committing(member, p1=6)
+    member.beat(2, 0)
+    member.beat(4, 0, 1)
+    assert member.owned == {0, 1}
+    member.answer(CommitOffsets, NotCoordinator("not me", leader="n2"))
+    member.step(0.1)
+    assert member.asked(CommitOffsets).member_epoch == 2
+
+
 def test_a_commit_that_nobody_answers_ends_at_its_deadline() -> None:
     member = Member()
     member.joined(0)

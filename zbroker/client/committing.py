@@ -15,7 +15,8 @@ nothing before the deadline      the end, with the last error: the outcome is no
 ================================ =========================================================================
 
 They go out one at a time, and each has its number: one that was given up and arrives late, by a connection that was
-lost here and not there, does not overwrite a later one.
+lost here and not there, does not overwrite a later one. Repeated, one has the epoch that it had: it is not for what is
+given to the member after it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Commit:
     One without positions only waits for its turn.
     """
 
-    __slots__ = ("call", "deadline", "done", "last", "number", "positions")
+    __slots__ = ("call", "deadline", "done", "epoch", "last", "number", "positions")
 
     def __init__(
         self,
@@ -64,6 +65,8 @@ class Commit:
         self.last: ZBrokerError | None = None
         self.number = -1
         """Which of the member's commits it is, once it is submitted."""
+        self.epoch = -1
+        """The member's epoch at that time: it is not for what is given to the member later; -1: the latest."""
 
 
 class Commits:
@@ -98,6 +101,7 @@ class Commits:
     def submit(self, commit: Commit) -> None:
         """Puts a commit on its way, behind those that are."""
         commit.number = next(self._numbers)
+        commit.epoch = self._membership.epoch
         self._queue.append(commit)
 
     def settle(
@@ -137,8 +141,9 @@ class Commits:
     def _send(self, commit: Commit, now: float) -> None:
         membership, address = self._membership, self._coordinator.address
         assert address is not None
+        epoch = membership.epoch if commit.epoch < 0 else commit.epoch
         message = messages.CommitOffsets(
-            group=membership.settings.group, member=membership.id, member_epoch=membership.epoch,
+            group=membership.settings.group, member=membership.id, member_epoch=epoch,
             number=commit.number, offsets=[
                 messages.GroupOffset(
                     topic_id=membership.held.get(place, ""), topic=place.topic, partition=place.partition,
@@ -171,7 +176,9 @@ class Commits:
             return
         commit.last = error
         self._retry_at = now + self._retries.after(error)
-        if not isinstance(error, StaleMemberEpoch):
+        if isinstance(error, StaleMemberEpoch):
+            commit.epoch = -1
+        else:
             self._coordinator.lost(call.address, error, now)
 
     def _refusals(self, commit: Commit, reply: messages.CommitOffsetsReply) -> ZBrokerError | None:
