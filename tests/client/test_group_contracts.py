@@ -461,6 +461,24 @@ def test_committing_in_a_loop_covers_the_record_in_hand(
                 break
 
 
+def test_automatic_commits_do_not_put_back_what_is_committed_in_a_loop(
+    broker: FakeBroker, groups: FakeGroups, fill: Fill
+) -> None:
+    fill(10)
+    with member(broker) as consumer:
+        for record in consumer:
+            place = ("t", record.partition)
+            if record.offset == 4:
+                consumer.commit(record)
+                time.sleep(0.2)
+                assert groups.committed()[place] == 5
+            if record.offset == 7:  # it has gone on since
+                until(lambda place=place: groups.committed()[place] == 7, "the commit")  # type: ignore[misc]
+                consumer.commit()
+                consumer.close()
+    assert groups.committed()[place] == 8
+
+
 def test_a_commit_of_what_is_not_owned_says_so(broker: FakeBroker, groups: FakeGroups) -> None:
     with member(broker) as consumer:
         with pytest.raises(NotOwned):

@@ -79,6 +79,8 @@ class Custody:
         self._lock = threading.Lock()
         self._hand: set[TopicPartition] = set()
         self._done: dict[TopicPartition, Position] = {}
+        self._noted: tuple[Flow | None, int] = (None, 0)
+        """How far an iteration had come when the application itself said what is done."""
         self._seen: tuple[Flow | None, int] = (None, 0)
         """How far an iteration had come at the last look."""
 
@@ -131,9 +133,11 @@ class Custody:
         """What is done, of what is held."""
         with self._lock:
             found = dict(self._done)
-            flow = self.flow
+            flow, noted = self.flow, self._noted
         if flow is not None:
             left = flow.cursor.__length_hint__()  # type: ignore[attr-defined]
+            if noted[0] is flow and noted[1] == left:
+                return found  # until it goes on, what the application said stands
             handed = len(flow.records) - left
             # The last one is in hand, and so it is where to go on.
             for record in flow.records[max(0, handed - 1) : handed]:
@@ -168,6 +172,7 @@ class Custody:
         self.idle_since = None
         with self._lock:
             self.flow = None
+            self._noted = (None, 0)
             for place, position in done.items():
                 if place in self.owned or place in self.leaving:
                     self._done[place] = position
@@ -187,7 +192,10 @@ class Custody:
 
     def note(self, done: dict[TopicPartition, Position]) -> None:
         """The application says itself that these are done."""
+        flow = self.flow
         with self._lock:
+            if flow is not None and flow.place in done:
+                self._noted = (flow, flow.cursor.__length_hint__())  # type: ignore[attr-defined]
             for place, position in done.items():
                 if place in self.owned or place in self.leaving:
                     self._done[place] = position
