@@ -479,6 +479,22 @@ def test_automatic_commits_do_not_put_back_what_is_committed_in_a_loop(
     assert groups.committed()[place] == 8
 
 
+def test_automatic_commits_do_not_undo_what_the_application_says_is_done(
+    broker: FakeBroker, groups: FakeGroups, fill: Fill
+) -> None:
+    fill(10)
+    with member(broker) as consumer:
+        records = consumer.poll(5)
+        place = ("t", records[0].partition)
+        until(lambda: place in groups.committed(), "the commit of where it begins")
+        for offset in (6, 3):  # some of it is in hand still; and some is to be done again
+            consumer.commit({place: offset})
+            time.sleep(0.2)
+            assert groups.committed()[place] == offset
+        consumer.poll(0)
+        until(lambda: groups.committed()[place] == 10, "the commit of what was handed over")
+
+
 def test_a_commit_of_what_is_not_owned_says_so(broker: FakeBroker, groups: FakeGroups) -> None:
     with member(broker) as consumer:
         with pytest.raises(NotOwned):

@@ -128,9 +128,7 @@ class GroupPart(Positions):
                 "position() and seek()"
             )
         positions = self._to_commit(offsets)
-        if offsets is None or isinstance(offsets, Record):
-            held = {place: at for place, at in positions.items() if self._holds(place)}
-            custody.note(held)
+        custody.note({place: at for place, at in positions.items() if self._holds(place)})
         if not positions:
             done(None)
             return
