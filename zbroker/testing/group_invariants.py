@@ -102,8 +102,8 @@ class GroupWatch(Watch):
             least = promised if lost_from is None else min(promised, lost_from)
             if each.offset < least and not self._is_gone(process, each.topic_id):
                 raise InvariantBroken(
-                    f"17: {process.name} says that group {group} is at {each.offset} of {each.topic}/{each.partition}, and "
-                    f"{least} was answered as committed"
+                    f"17: {process.name} says that group {group} is at {each.offset} of "
+                    f"{each.topic}/{each.partition}, and {least} was answered as committed"
                 )
 
     def _check_owners(self, process: Any) -> None:
