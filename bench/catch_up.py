@@ -5,6 +5,10 @@
 Three nodes, default settings. One is killed, the others take the records, and a producer of another topic measures the
 latency of one `acks=all` record at a time: before the follower is back, while it catches up, and once it has (three
 disks then have each record, not two). The disk's own speed is measured beside it, by writing as much and flushing.
+
+All nodes share one disk here, and so what a live record waits for is the disk as well: what it alone makes of that is
+measured too, by two threads that append and flush a record at a time, at rest and beside one that writes and flushes as
+quickly as the follower did.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from zbroker import Admin, Producer
@@ -21,6 +26,7 @@ from zbroker.testing.nodes import ClusterProcesses
 
 MIB = 1 << 20
 BULK, LIVE = "bulk", "live"
+PIECE = 512 << 10
 PAUSE_S = 0.002
 AT_REST_S = 8.0
 
@@ -65,6 +71,46 @@ def disk_speed(folder: Path, size: int) -> float:
     took = time.perf_counter() - start
     (folder / "speed").unlink()
     return size / MIB / took
+
+
+def append_and_flush(folder: Path, beside: float) -> str:
+    """How long the disk takes for a small append and its flush, beside a writer of so many MiB a second, in words."""
+    over = threading.Event()
+    found: list[float] = []
+
+    def append(number: int) -> None:
+        with (folder / f"small{number}").open("wb", buffering=0) as out:
+            while not over.is_set():
+                start = time.perf_counter()
+                out.write(b"x" * 200)
+                os.fdatasync(out.fileno())
+                found.append((time.perf_counter() - start) * 1000)
+                time.sleep(PAUSE_S)
+
+    def write() -> None:
+        piece = os.urandom(PIECE)
+        with (folder / "large").open("wb", buffering=0) as out:
+            next_at = time.perf_counter()
+            while not over.is_set():
+                out.write(piece)
+                os.fdatasync(out.fileno())
+                next_at += PIECE / MIB / beside
+                time.sleep(max(0.0, next_at - time.perf_counter()))
+
+    works: list[Callable[[], None]] = [lambda: append(1), lambda: append(2)]
+    if beside:
+        works.append(write)
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    time.sleep(AT_REST_S / 2)
+    over.set()
+    for thread in threads:
+        thread.join()
+    for name in ("small1", "small2", "large"):
+        (folder / name).unlink(missing_ok=True)
+    found.sort()
+    return f"p50 {found[len(found) // 2]:.1f} ms, p99 {found[int(len(found) * 0.99)]:.1f} ms"
 
 
 def fill(servers: str, size: int) -> float:
@@ -114,6 +160,9 @@ def measure(folder: Path, size: int) -> None:
         print(f"live records meanwhile: {said}", flush=True)
         print(f"live records once it is in sync: {at_rest(cluster.servers)}", flush=True)
     print(f"the disk alone: {disk_speed(folder, size):.0f} MiB/s", flush=True)
+    print(f"an append and its flush on it: {append_and_flush(folder, 0)}", flush=True)
+    speed = size / MIB / took
+    print(f"beside {speed:.0f} MiB/s: {append_and_flush(folder, speed)}", flush=True)
 
 
 def main() -> None:

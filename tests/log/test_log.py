@@ -111,14 +111,14 @@ def test_what_nobody_waits_for_is_flushed_many_batches_at_a_time(simulated: Worl
     world.fill(1)
     flushes = world.disk.flushes
     for _ in range(8):
-        world.append(size=100 << 10, lazily=True)
+        world.append(size=50 << 10, lazily=True)
         world.run()
     assert (world.log.written_offset, world.log.flushed_offset) == (9, 1)
     assert world.disk.flushes == flushes
     for _ in range(3):
-        world.append(size=100 << 10, lazily=True)
+        world.append(size=50 << 10, lazily=True)
         world.run()
-    assert (world.log.written_offset, world.log.flushed_offset) == (12, 12), "a mebibyte and more"
+    assert (world.log.written_offset, world.log.flushed_offset) == (12, 12), "half a mebibyte and more"
     assert world.disk.flushes == flushes + 1
     world.append(lazily=True)
     world.run()
@@ -151,7 +151,7 @@ def test_what_nobody_waits_for_and_is_not_flushed_does_not_grow_without_end(
     world.fill(1)
     written = world.log.written_offset
     for _ in range(40):
-        world.append(size=100 << 10, lazily=True)
+        world.append(size=50 << 10, lazily=True)
         for request in [each for each in world.storage._waiting if isinstance(each, Write)]:
             world.storage._waiting.remove(request)
             world.deliver(execute(world.files, request))

@@ -104,7 +104,7 @@ RUN_MAX = 8 << 20
 """Bytes that one write request covers at most, unless a batch alone is larger."""
 UNFLUSHED_MAX = 16 << 20
 """Bytes beyond which a flush is started beside the writes, so that sealing a segment finds little left."""
-LAZY_FLUSH = 1 << 20
+LAZY_FLUSH = 512 << 10
 """Bytes that nobody waits for to be flushed, after which they are: in pieces that delay other flushes little."""
 LAZY_MAX = 2 * LAZY_FLUSH
 """Such bytes that may be written beside a flush: what is not on disk yet does not grow without end."""
