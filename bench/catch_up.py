@@ -1,6 +1,6 @@
 """A follower that was away while gigabytes were written: how quickly it catches up, and who notices.
 
-    python -m bench.catch_up [--gib 2]
+    python -m bench.catch_up [--gib 2] [--others FOLDER] [--fsync always]
 
 Three nodes, default settings. One is killed, the others take the records, and a producer of another topic measures the
 latency of one `acks=all` record at a time: before the follower is back, while it catches up, and once it has (three
@@ -8,7 +8,8 @@ disks then have each record, not two). The disk's own speed is measured beside i
 
 All nodes share one disk here, and so what a live record waits for is the disk as well: what it alone makes of that is
 measured too, by two threads that append and flush a record at a time, at rest and beside one that writes and flushes as
-quickly as the follower did.
+quickly as the follower did. With `--others /dev/shm` the follower has the disk to itself, as on a machine of its own;
+`--fsync interval` is for live records that wait for no disk.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from zbroker.testing.nodes import ClusterProcesses
 
 MIB = 1 << 20
 BULK, LIVE = "bulk", "live"
+AWAY = "node3"
 PIECE = 512 << 10
 PAUSE_S = 0.002
 AT_REST_S = 8.0
@@ -132,24 +134,37 @@ def at_rest(servers: str) -> str:
     return latencies.end()
 
 
-def measure(folder: Path, size: int) -> None:
-    """The whole, said as it is found."""
-    with ClusterProcesses(folder) as cluster, Admin(cluster.servers) as admin:
-        for topic in (BULK, LIVE):
-            admin.create_topic(topic, partitions=1, retention="forever")
+def topic_led_by_others(cluster: ClusterProcesses, admin: Admin, name: str, fsync: str) -> None:
+    """A topic of one partition, made anew until the node that will be away does not lead it."""
+    for _ in range(10):
+        admin.create_topic(name, partitions=1, retention="forever", fsync=fsync)
         cluster.wait_until_healed()
-        leaders = {cluster.leader_of(BULK), cluster.leader_of(LIVE)}
-        away = next(name for name in reversed(cluster.nodes) if name not in leaders)
-        cluster.kill(away)
+        if cluster.leader_of(name) != AWAY:
+            return
+        admin.delete_topic(name)
+    raise SystemExit(f"{AWAY} leads whatever is made")
+
+
+def measure(folder: Path, size: int, others: Path | None, fsync: str) -> None:
+    """The whole, said as it is found."""
+    if others is not None:
+        for name in ("node1", "node2"):
+            (others / name).mkdir()
+            (folder / name).symlink_to(others / name)
+    with ClusterProcesses(folder) as cluster, Admin(cluster.servers) as admin:
+        cluster.wait_until_healed()
+        topic_led_by_others(cluster, admin, BULK, "always")
+        topic_led_by_others(cluster, admin, LIVE, fsync)
+        cluster.kill(AWAY)
         print(
-            f"{away} is away; written meanwhile at {fill(cluster.servers, size):.0f} MiB/s",
+            f"{AWAY} is away; written meanwhile at {fill(cluster.servers, size):.0f} MiB/s",
             flush=True,
         )
         print(f"live records without it: {at_rest(cluster.servers)}", flush=True)
         during = Latencies(cluster.servers)
         during.start()
         start = time.perf_counter()
-        cluster.restart(away)
+        cluster.restart(AWAY)
         cluster.wait_until_healed(600)
         took = time.perf_counter() - start
         said = during.end()
@@ -171,9 +186,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gib", type=float, default=2.0)
+    parser.add_argument("--others", type=Path, help="where the other two nodes keep their data")
+    parser.add_argument(
+        "--fsync", choices=["always", "interval", "never"], default="always", help="of the live records' topic"
+    )  # fmt: skip
     told = parser.parse_args()
+    size = int(told.gib * (1 << 30))
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), int(told.gib * (1 << 30)))
+        if told.others is None:
+            measure(Path(folder), size, None, told.fsync)
+            return
+        with tempfile.TemporaryDirectory(dir=told.others) as others:
+            measure(Path(folder), size, Path(others), told.fsync)
 
 
 if __name__ == "__main__":

@@ -173,13 +173,20 @@ class Session:
             values.mkdir()
             ground_folder.mkdir()
             ground = Ground(system, self.plan, values)
+            began = ready = time.monotonic()
             try:
                 with contextlib.ExitStack() as stack:
                     if arena is not None:
                         ground.running = stack.enter_context(system.start(ground_folder, arena))
                         warm_up(ground)
+                        ready = time.monotonic()
                     for case, client in todo:
                         self._measure(run, ground, case, client)
+                took = time.monotonic() - began
+                self.say(
+                    f"run {run + 1}: {system.title}, {arena or 'servers of its own'}: {took:.1f} s, "
+                    f"{ready - began:.1f} of them until its servers were warm"
+                )
             except Unsupported as reason:
                 for case in dict.fromkeys(case for case, _ in todo):
                     self.results.skip(system.name, case.scenario, case.name, str(reason))

@@ -1,11 +1,12 @@
 """A consumer group through everything: members come, stop, are killed and freeze, and its coordinator is killed twice.
 
-    python -m bench.groups_survive [--rate 20000] [--session 4] [--part all|survive|rolling]
+    python -m bench.groups_survive [--rate 20000] [--session 4] [--fsync always] [--part all|survive|rolling]
 
-Three nodes with everything at its default, 12 partitions, a producer, and six members as processes of their own. At the
-end every record was processed; twice only what a member had in hand or had not committed when it died. For each event:
-how long the partitions that it moved were without a reader, and how long the others paused, beside how long they pause
-while nothing happens. Then six static members are restarted one after the other, as when a new version is rolled out:
+Three nodes, 12 partitions, a producer, and six members as processes of their own. At the end every record was
+processed; twice only what a member had in hand or had not committed when it died. For each event: how long the
+partitions that it moved were without a reader, and how long the others paused. Beside it stands the longest that one
+thread took meanwhile for a small append and its flush, in turn with naps, on the same disk: what the machine itself
+adds to every pause. Then six static members are restarted one after the other, as when a new version is rolled out:
 no partition moves.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,7 @@ TOPIC, GROUP = "bench", "survivors"
 PARTITIONS, MEMBERS = 12, 6
 BATCH_S = 0.01
 LOOK_S = 0.1
+NAP_S = 0.01
 SETTLE_S = 1.5
 """Seconds before and after an event over which the others' pauses are looked at."""
 
@@ -72,6 +75,34 @@ class Watcher:
         self._go_on = False
         self._thread.join()
         self._admin.close()
+
+
+class Yardstick:
+    """One thread that naps, appends a little to a file and flushes it, again and again: how long that takes here."""
+
+    def __init__(self, folder: Path) -> None:
+        self._took: list[tuple[float, float]] = []
+        self._go_on = True
+        self._path = folder / "yardstick"
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with self._path.open("wb", buffering=0) as out:
+            while self._go_on:
+                began = time.monotonic()
+                time.sleep(NAP_S)
+                out.write(b"x" * 100)
+                os.fdatasync(out.fileno())
+                self._took.append((began, time.monotonic() - began - NAP_S))
+
+    def longest(self, since: float, until: float) -> float:
+        """The longest in between, in seconds."""
+        return max((took for at, took in self._took if since < at < until), default=0.0)
+
+    def close(self) -> None:
+        self._go_on = False
+        self._thread.join()
 
 
 class Scene:
@@ -146,15 +177,15 @@ def produce(servers: str, rate: int) -> None:
     print(sent, flush=True)
 
 
-def survive(scene: Scene, rate: int) -> bool:
+def survive(scene: Scene, rate: int, fsync: str) -> bool:
     """A minute of everything, and what came of it."""
     cluster, session = scene.cluster, scene.session
-    cluster.admin.create_topic(TOPIC, partitions=PARTITIONS)
+    cluster.admin.create_topic(TOPIC, partitions=PARTITIONS, fsync=fsync)
     producer = subprocess.Popen(
         [sys.executable, "-m", "bench.groups_survive", "--produce", cluster.servers, "--rate", str(rate)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
-    watcher = Watcher(cluster.servers)
+    watcher, yardstick = Watcher(cluster.servers), Yardstick(scene.folder)
     try:
         first = [scene.add() for _ in range(MEMBERS)]
         wait_for(scene.stable(MEMBERS), 60, "the group to be stable")
@@ -193,8 +224,9 @@ def survive(scene: Scene, rate: int) -> bool:
     finally:
         producer.kill()
         watcher.close()
+        yardstick.close()
         scene.close()
-    return judge(scene, watcher, sent, ends)
+    return judge(scene, watcher, yardstick, sent, ends)
 
 
 def kill_coordinator(scene: Scene) -> None:
@@ -216,7 +248,9 @@ def drained(scene: Scene) -> dict[int, int] | None:
     return {one.partition: one.offset or 0 for one in found.offsets}
 
 
-def judge(scene: Scene, watcher: Watcher, sent: int, ends: dict[int, int]) -> bool:
+def judge(
+    scene: Scene, watcher: Watcher, yardstick: Yardstick, sent: int, ends: dict[int, int]
+) -> bool:
     """Prints what came of it; False where something is not as it must be."""
     journals = {journal.name: journal for journal in scene.journals()}
     wrong: list[str] = []
@@ -229,7 +263,7 @@ def judge(scene: Scene, watcher: Watcher, sent: int, ends: dict[int, int]) -> bo
     (quiet,) = [at for at, what, _ in scene.events if what == "nothing"]
     noise = longest_pause(journals, "", quiet, quiet + SETTLE_S)[0]
     for event in scene.events:
-        wrong += moved(scene, watcher, journals, event, noise)
+        wrong += moved(scene, watcher, yardstick, journals, event, noise)
     print()
     for line in wrong:
         print(f"WRONG: {line}")
@@ -270,6 +304,7 @@ def longest_pause(
 def moved(
     scene: Scene,
     watcher: Watcher,
+    yardstick: Yardstick,
     journals: dict[str, Journal],
     event: tuple[float, str, str],
     noise: float,
@@ -305,7 +340,8 @@ def moved(
     pause, count = longest_pause(journals, whom, at - 0.2, after)
     if count:
         text += (
-            f"{'; ' if text else ''}others' {count} partitions paused up to {pause * 1000:.0f} ms"
+            f"{'; ' if text else ''}others' {count} partitions paused up to {pause * 1000:.0f} ms "
+            f"(yardstick {yardstick.longest(at - 0.2, after) * 1000:.0f} ms)"
         )
     print(f"  {what:8} {whom:6} {text}")
     return wrong
@@ -351,6 +387,9 @@ def main() -> None:
     parser.add_argument(
         "--session", type=float, default=4.0, help="the members' session timeout, seconds"
     )
+    parser.add_argument(
+        "--fsync", choices=["always", "interval", "never"], default="always", help="of the topic that is read"
+    )  # fmt: skip
     parser.add_argument("--part", choices=["all", "survive", "rolling"], default="all")
     parser.add_argument("--keep", type=Path, help="a folder in which journals and logs are left")
     parser.add_argument("--produce", help=argparse.SUPPRESS)
@@ -366,7 +405,9 @@ def main() -> None:
             cluster = stack.enter_context(ClusterProcesses(kept / part))
             scene = Scene(cluster, kept / part, told.session)
             cluster.wait_until_healed()
-            well = (survive(scene, told.rate) if part == "survive" else rolling(scene)) and well
+            well = (
+                survive(scene, told.rate, told.fsync) if part == "survive" else rolling(scene)
+            ) and well
     sys.exit(0 if well else 1)
 
 
