@@ -220,7 +220,7 @@ def survive(scene: Scene, rate: int, fsync: str) -> bool:
         sent = int(producer.communicate(timeout=120)[0])
         ends = wait_for(lambda: drained(scene), 60, "everything to be read and committed")
         for name in list(scene.members):
-            scene.stop(name)
+            scene.members.pop(name).stop()
     finally:
         producer.kill()
         watcher.close()
