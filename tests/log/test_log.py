@@ -118,7 +118,9 @@ def test_what_nobody_waits_for_is_flushed_many_batches_at_a_time(simulated: Worl
     for _ in range(3):
         world.append(size=50 << 10, lazily=True)
         world.run()
-    assert (world.log.written_offset, world.log.flushed_offset) == (12, 12), "half a mebibyte and more"
+    assert (world.log.written_offset, world.log.flushed_offset) == (12, 12), (
+        "half a mebibyte and more"
+    )
     assert world.disk.flushes == flushes + 1
     world.append(lazily=True)
     world.run()
