@@ -190,3 +190,30 @@ def test_a_node_that_was_taken_for_dead_while_it_registered_registers_again() ->
     broker._registered(Answer(0))
     mesh.cluster.run_until(lambda: mesh.invariants.metadata.is_up(machine.name), 5, "it is up")
     mesh.heal()
+
+
+def test_leaderships_go_back_one_after_the_other() -> None:
+    """Whoever reads them all pauses for one at a time."""
+    mesh = Mesh(partitions=20)
+    victim = mesh.cluster.machines["n1"]
+
+    def led() -> int:
+        topic = mesh.invariants.metadata.topics[mesh.topic_id]
+        return sum(each.leader == victim.name for each in topic.partitions)
+
+    topic = mesh.invariants.metadata.topics[mesh.topic_id]
+    wanted = sum(each.replicas[0] == victim.name for each in topic.partitions)
+    assert wanted >= 6
+    victim.kill()
+    mesh.cluster.run_until(lambda: not led(), 10, "others lead")
+    victim.start()
+    gained, before = [], 0
+    while before < wanted:
+        mesh.cluster.run(0.02)
+        gained.append(led() - before)
+        before = led()
+        assert len(gained) < 1000, "twenty seconds"
+    assert max(gained) == 1
+    assert gained[-1] == 1
+    mesh.cluster.run(2.0)
+    assert led() == wanted

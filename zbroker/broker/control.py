@@ -61,7 +61,9 @@ from zbroker.units import format_size
 GONE_MS = 500
 """How long the word of a node that another is gone counts; it is repeated while it is true."""
 PREFER_MS = 5000
-"""How often leaderships go back to the preferred replicas."""
+"""How often it is looked whether leaderships can go back to the preferred replicas."""
+PREFER_STEP_MS, PREFER_SHARE = 100, 20
+"""They go back in steps: of so many one at a time, so that clients follow a few and not all at once."""
 
 Decision = tuple[Sequence[MetadataRecord], dict[str, Any]]
 
@@ -222,8 +224,10 @@ class ControllerDesk:
         self._propose(internal.grow(metadata.draft))
         self._propose(voters.continue_voters(metadata.draft, metadata.disks, metadata.caught_up))
         if now >= self._prefer_at:
-            self._prefer_at = now + PREFER_MS
-            self._propose(membership.prefer(metadata.draft))
+            back = membership.prefer(metadata.draft)
+            some = back[: -(-len(back) // PREFER_SHARE)]
+            self._prefer_at = now + (PREFER_MS if len(some) == len(back) else PREFER_STEP_MS)
+            self._propose(some)
 
     def _understood(self) -> dict[str, int]:
         """The newest feature level that each node that is linked understands."""
