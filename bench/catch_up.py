@@ -54,11 +54,16 @@ class Latencies(threading.Thread):
         """The numbers, in words."""
         self.over.set()
         self.join()
-        found = sorted(self.found)
-        return (
-            f"p50 {found[len(found) // 2]:.1f} ms, p99 {found[int(len(found) * 0.99)]:.1f} ms, "
-            f"worst {found[-1]:.1f} ms of {len(found)}"
-        )
+        return in_words(self.found)
+
+
+def in_words(latencies: list[float]) -> str:
+    """Latencies in ms, as they are printed."""
+    found = sorted(latencies)
+    return (
+        f"p50 {found[len(found) // 2]:.1f} ms, p99 {found[int(len(found) * 0.99)]:.1f} ms, "
+        f"worst {found[-1]:.1f} ms of {len(found)}"
+    )
 
 
 def disk_speed(folder: Path, size: int) -> float:
@@ -111,8 +116,7 @@ def append_and_flush(folder: Path, beside: float) -> str:
         thread.join()
     for name in ("small1", "small2", "large"):
         (folder / name).unlink(missing_ok=True)
-    found.sort()
-    return f"p50 {found[len(found) // 2]:.1f} ms, p99 {found[int(len(found) * 0.99)]:.1f} ms"
+    return in_words(found)
 
 
 def fill(servers: str, size: int) -> float:
