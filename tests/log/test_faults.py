@@ -230,6 +230,8 @@ def test_delete_before_and_truncate_on_a_full_disk_say_so_and_change_nothing(
 ) -> None:
     world = simulated
     world.fill(5)
+    world.log.want_checkpoint()  # or nothing but the segment knew of what is cut, which takes no room
+    world.run()
     world.disk.budget = 0
     world.log.delete_before("token", 3)
     (moved,) = world.run()
@@ -240,6 +242,50 @@ def test_delete_before_and_truncate_on_a_full_disk_say_so_and_change_nothing(
     assert isinstance(cut, Truncated)
     assert isinstance(cut.error, DiskFull)
     assert world.read_all() == (world.kept(), [])
+
+
+def test_what_nothing_but_the_active_segment_knows_of_is_cut_for_the_price_of_a_flush(
+    simulated: World,
+) -> None:
+    world = simulated
+    world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
+    world.fill(50)
+    world.log.want_checkpoint()
+    world.run()
+    world.fill(50)
+    steps = order(world)
+    world.log.truncate("token", 97)
+    assert world.run() == [Truncated("token", 97)]
+    segment = names.path("", 0, ".log")[1:]
+    assert [step for step in steps if not step.startswith("read")] == [
+        f"truncate {segment}", f"flush {segment}",
+    ]  # fmt: skip
+    world.appended = world.appended[:97]
+    world.disk.hook = None
+    world.fill(2)
+    world.disk.lose_power()
+    world.open()
+    assert world.log.end_offset == 99
+    assert world.read_all() == (world.kept(), [])
+
+
+def test_what_a_checkpoint_knows_of_is_cut_only_once_another_one_is_on_disk(
+    simulated: World,
+) -> None:
+    world = simulated
+    world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
+    world.fill(50)
+    world.log.want_checkpoint()
+    world.run()
+    steps = order(world)
+    world.log.truncate("token", 48)
+    world.run()
+    segment = names.path("", 0, ".log")[1:]
+    assert steps.index("rename checkpoint.tmp") < steps.index(f"truncate {segment}")
+    world.log.truncate("token", 47)
+    steps.clear()
+    world.run()
+    assert "rename checkpoint.tmp" in steps, "the checkpoint is at 48 now"
 
 
 # Failed writes and flushes ---

@@ -14,6 +14,7 @@ from zbroker.log import (
     Log,
     LogSettings,
     Opened,
+    ProducerTable,
     ReadDone,
     StartMoved,
     Truncated,
@@ -454,6 +455,31 @@ def test_truncation_takes_producers_back(world: World) -> None:
     world.run()
     _, header = world.make(2, producer=(7, 0, 30))
     assert world.log.producers.check(header) is None
+
+
+def test_what_a_truncation_makes_the_newest_is_a_duplicate_all_the_same(world: World) -> None:
+    for sequence in range(100):
+        world.append(producer=(7, 0, sequence))
+        world.run()
+    for end in (90, 20, 19):
+        world.log.truncate("token", end)
+        world.run()
+        for sequence in range(end - ProducerTable.WINDOW, end):
+            _, header = world.make(producer=(7, 0, sequence))
+            assert world.log.producers.check(header) is not None, (end, sequence)
+        assert world.log.producers.check(world.make(producer=(7, 0, end))[1]) is None
+
+
+def test_a_truncation_takes_the_latest_timestamp_back(world: World) -> None:
+    world.open(settings(segment_size=1 << 20))
+    for time in range(100):
+        world.append(timestamps=[10_000 if time >= 95 else time])
+        world.run()
+    world.log.truncate("token", 95)
+    world.run()
+    assert world.log.segments[-1].max_timestamp == 94
+    assert world.find(95) == Found("token", 95, -1), "no record is as late as that"
+    assert world.find(94) == Found("token", 94, 94)
 
 
 def test_a_read_that_races_a_truncation_is_told_to_read_again(world: World) -> None:

@@ -107,6 +107,37 @@ def test_a_rollback_knows_what_was_known_before() -> None:
         past.check(1, pid=2)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 15)), min_size=1, max_size=300),
+    st.integers(0, 300),
+    st.integers(0, 300),
+)
+def test_a_rollback_as_far_back_as_is_promised_leads_to_what_the_headers_lead_to(
+    whose: list[tuple[int, int]], saved: int, cut: int
+) -> None:
+    past, again = Past(expiry=40), ProducerTable(40)
+    headers: list[BatchHeader] = []
+    following = dict.fromkeys(range(3), 0)
+    for at, (pid, wait) in enumerate(whose):
+        time = max(past.table.time, 0) + (wait if wait > 12 else 0)
+        try:
+            past.check(following[pid], pid=pid)
+        except UnknownProducer:
+            following[pid] = 0
+        past.table.settled = at
+        headers.append(past.append(following[pid], pid=pid, time=time))
+        following[pid] += 1
+        if at == saved:
+            past.table.snapshot(at + 1, time)
+    end = max(past.table.exact_from, len(headers) - cut)
+    assert end <= len(headers)
+    for header in headers[:end]:
+        again.settled = header.base_offset
+        again.append(header)
+    past.table.rollback(end, again.time)
+    assert past.table.snapshot(end, again.time) == again.snapshot(end, again.time)
+
+
 def test_a_producer_expires_by_append_time_along_the_log_only() -> None:
     past = Past(expiry=100)
     past.append(0, time=0)
@@ -130,6 +161,16 @@ def test_expiry_is_taken_back_with_the_batch_that_showed_it() -> None:
     past.table.rollback(2, 50)
     past.offset = 2
     assert past.check(1) == Duplicate(1, 50, 7)
+
+
+def test_a_producer_that_a_snapshot_let_go_cannot_be_taken_back() -> None:
+    past = Past(expiry=100)
+    past.append(0, time=0)
+    past.append(-1, pid=-1, epoch=-1, time=500)
+    assert past.table.exact_from == 0
+    past.table.settled = 2
+    past.table.snapshot(2, 500)
+    assert past.table.exact_from == 2
 
 
 def test_a_damaged_snapshot_is_none() -> None:

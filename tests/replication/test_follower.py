@@ -146,6 +146,20 @@ def test_a_longer_log_is_cut_before_anything_is_acknowledged() -> None:
     assert bench.log.end_offset == 4
 
 
+def test_a_leader_that_did_not_wait_for_the_cut_is_answered_in_its_newest_session() -> None:
+    bench = Bench()
+    bench.fill(6)
+    bench.hear(1, 4, probe=True, prev_epoch=1, epochs=[(5, 4)])
+    bench.hear(2, 4, probe=True, prev_epoch=1, epochs=[(5, 4)])
+    bench.hear(3, 3, probe=True, prev_epoch=1, epochs=[(5, 3)])
+    bench.hear(2, 4, probe=True, prev_epoch=1, epochs=[(5, 4)])
+    assert bench.said == []
+    said = bench.run()
+    assert (said[0].session, said[0].status, said[0].end) == (3, "ok", 3)
+    assert (said[-1].session, said[-1].begun) == (3, 5)
+    assert bench.log.end_offset == 3
+
+
 def test_where_the_logs_differ_it_says_what_it_knows() -> None:
     bench = Bench()
     bench.fill(3, epoch=1)

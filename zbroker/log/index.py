@@ -70,6 +70,16 @@ class Index:
         at = bisect_right(self.offsets, offset) - 1
         return self.positions[at] if at >= 0 else 0
 
+    def before(self, offset: int) -> tuple[int, int, int]:
+        """Where a batch stands that is whole before an offset, its own offset, and the latest timestamp before it.
+
+        The segment's beginning where the index knows of none.
+        """
+        at = bisect_right(self.offsets, offset) - 2
+        if at < 0:
+            return 0, self.base, -1
+        return self.positions[at], self.offsets[at], self.timestamps[at]
+
     def find_time(self, timestamp: int) -> int:
         """A position before which all timestamps are earlier than the one asked for."""
         at = bisect_left(self.timestamps, timestamp) - 1

@@ -200,6 +200,7 @@ class Log:
         self._snapshots: list[int] = []
         self._snapshot = -1
         self._snapshot_changes = -1
+        self._checkpointed = -1
         self._rolled: list[Snapshot] = []
         self._bytes_since = self._batches_since = 0
         self._checkpoint_due = False
@@ -270,7 +271,7 @@ class Log:
         self._epochs_unsaved = not self._epochs.entries
         self._snapshots, self._snapshot = sorted(found.snapshots), found.snapshot
         self._snapshot_changes = self.producers.changes if found.snapshot >= -1 else -1
-        self._marked = found.in_use
+        self._marked, self._checkpointed = found.in_use, found.checkpointed
         self.size = sum(segment.size for segment in self.segments)
         self._plan_from_written()
         self._compactor.reset(found.compacted)
@@ -779,7 +780,7 @@ class Log:
     def _saved(self, request: Upkeep) -> None:
         checkpoint = request.checkpoint
         assert checkpoint is not None
-        self._marked = True
+        self._marked, self._checkpointed = True, checkpoint.offset
         self.sealed_below = checkpoint.segments[-1].base if checkpoint.segments else -1
         self._compactor.checkpointed()
         self._snapshot, self._snapshot_changes = checkpoint.snapshot, request.changes
@@ -912,16 +913,24 @@ class Log:
             Segment(s.base, s.size, s.end, s.first_append_time, s.last_append_time, s.max_timestamp)
             for s in self.segments
         ]
+        if segments and segments[-1].base <= offset:  # else another one is the last that stays
+            index = self.segments[-1].index
+            segments[-1].index = None if index is None else index.copy()
+            segments[-1].indexed = self.segments[-1].indexed
         self._upkeep = self.submit(
             "write",
             Truncate,
             token=token,
             offset=min(offset, self.written_offset),
             flush=list(self._unflushed),
+            flush_folder=self._creations != self._creations_flushed,
             checkpoint=checkpoint,
+            checkpointed=self._checkpointed if self._marked else -1,
             segments=segments,
             snapshots=list(self._snapshots),
             entries=list(self._epochs.entries),
+            epochs_saved=not self._epochs_unsaved,
+            exact_from=self.producers.exact_from,
             settings=self.settings,
         )
 
@@ -945,7 +954,11 @@ class Log:
         if completion.error is not None:
             return self._break(completion.error)
         cut: Cut = completion.result
-        self.segments, self._epochs, self.producers = cut.segments, cut.epochs, cut.producers
+        self.segments, self._epochs = cut.segments, cut.epochs
+        if cut.producers is None:
+            self.producers.rollback(cut.end, cut.last_append_time)
+        else:
+            self.producers = cut.producers
         self.end_offset = self.written_offset = self.flushed_offset = cut.end
         if cut.compacted is not None:
             self.start_offset = cut.end
@@ -959,6 +972,7 @@ class Log:
         self._snapshots, self._snapshot_changes = cut.snapshots, -1
         self._rolled = [snapshot for snapshot in self._rolled if snapshot.offset <= cut.end]
         self._marked = True
+        self._checkpointed = cut.checkpointed
         self.sealed_below = -1
         self._unflushed.clear()
         self._unflushed_bytes = 0

@@ -5,10 +5,13 @@ the headers in it and of snapshots of the same function, never of a clock; a pro
 the log. Rolls back with the log. Pure.
 
 A producer is remembered by its last five batches that are written, and by all that are not written yet: when an
-append fails, exactly what was known before is known again.
+append fails, exactly what was known before is known again. What the newest batches made it forget is kept aside for a
+while, so that the same is true of written batches that are cut off, as far back as `exact_from`.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 import msgspec
 
@@ -70,18 +73,24 @@ class ProducerTable:
         settled: all batches below this offset are written, and are trimmed to the window.
         time: append time of the newest batch in the log.
         changes: rises with each batch of a producer: a snapshot is stale when it has moved.
+        exact_from: to this offset, or a later one, `rollback` leads to exactly what was known there.
     """
 
     WINDOW = 5
+    UNDO = 64
+    """Batches that were forgotten and are kept aside: more than a few producers have in flight."""
 
-    __slots__ = ("_producers", "changes", "expiry", "settled", "time")
+    __slots__ = ("_forgotten", "_producers", "changes", "exact_from", "expiry", "settled", "time")
 
     def __init__(self, expiry: int) -> None:
         self.expiry = expiry
         self.settled = 0
         self.time = -1
         self.changes = 0
+        self.exact_from = 0
         self._producers: dict[int, list[Entry]] = {}
+        self._forgotten: deque[tuple[int, int, Entry]] = deque()
+        """What was forgotten, oldest first: the offset of the batch that was the reason, the producer, its entry."""
 
     def __len__(self) -> int:
         return len(self._producers)
@@ -161,12 +170,18 @@ class ProducerTable:
         self.changes += 1
         entries.append(entry)
         while len(entries) > self.WINDOW and entries[self.WINDOW].base_offset < self.settled:
-            del entries[0]
+            self._forgotten.append((header.base_offset, header.producer_id, entries.pop(0)))
+            if len(self._forgotten) > self.UNDO:
+                self.exact_from = self._forgotten.popleft()[0] + 1
 
     def rollback(self, offset: int, time: int) -> None:
         """Forgets all batches from an offset on; `time` is the append time of the last one before it."""
         self.time = time
+        self.settled = min(self.settled, offset)
         self.changes += 1
+        while self._forgotten and self._forgotten[-1][0] >= offset:
+            _, producer, entry = self._forgotten.pop()
+            self._producers.setdefault(producer, []).insert(0, entry)
         for producer in list(self._producers):
             entries = self._producers[producer]
             while entries and entries[-1].base_offset >= offset:
@@ -183,6 +198,7 @@ class ProducerTable:
                 state[producer] = _since_fresh(known)[-self.WINDOW :]
             elif len(known) == len(entries):
                 del self._producers[producer]  # expired, and nothing in flight
+                self.exact_from = max(self.exact_from, offset)
         return Snapshot(offset, time, state)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -191,7 +207,8 @@ class ProducerTable:
             producer: list(entries) for producer, entries in snapshot.producers.items()
         }
         self.time = snapshot.time
-        self.settled = snapshot.offset
+        self.settled = self.exact_from = snapshot.offset
+        self._forgotten.clear()
         self.changes += 1
 
 

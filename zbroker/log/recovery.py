@@ -38,7 +38,11 @@ from zbroker.protocol.batch import HEADER_SIZE
 
 
 class State(msgspec.Struct):
-    """A log as found in its folder, and as it goes on from there."""
+    """A log as found in its folder, and as it goes on from there.
+
+    Attributes:
+        checkpointed: offset of the checkpoint on disk that says that the log is in use; -1 where there is none such.
+    """
 
     epochs: EpochTable
     producers: ProducerTable
@@ -53,6 +57,7 @@ class State(msgspec.Struct):
     unflushed: int = -1
     clean: bool = True
     in_use: bool = True
+    checkpointed: int = -1
     torn_bytes: int = 0
     scanned_bytes: int = 0
     compacted: Compacted = msgspec.field(default_factory=Compacted)
@@ -448,6 +453,7 @@ class _Recovery:
                 with contextlib.suppress(OSError):
                     envelope.save(files, folder, name, segment.index.encode(), durable=False)
         self.checkpointed = self._save_checkpoint(clean=False)
+        state.checkpointed = state.end if self.checkpointed else -1
         if not self.checkpointed:
             self.leftovers.clear()  # the old checkpoint may need their headers once more
         elif self.marked:

@@ -181,16 +181,32 @@ class Upkeep(Request):
         save_checkpoint(files, self.owner, checkpoint)
 
 
+class Place(msgspec.Struct, frozen=True, gc=False):
+    """Behind a batch: its position and offset, that batch's append time, and the latest timestamp before it."""
+
+    position: int
+    end: int
+    time: int
+    timestamp: int
+
+
 class Cut(msgspec.Struct):
-    """The log after a truncation: what `Log` takes over; `compacted` where the log was begun anew."""
+    """The log after a truncation: what `Log` takes over.
+
+    Attributes:
+        producers: None where the log takes its own state back.
+        checkpointed: offset of the checkpoint on disk, -1 where it is not known.
+        compacted: where the log was begun anew.
+    """
 
     end: int
     segments: list[Segment]
     epochs: EpochTable
     epochs_saved: bool
-    producers: ProducerTable
+    producers: ProducerTable | None
     last_append_time: int
     snapshots: list[int]
+    checkpointed: int = -1
     compacted: Compacted | None = None
 
 
@@ -200,19 +216,30 @@ class Truncate(Request):
     The order: a checkpoint that promises nothing from there on, and snapshots and indexes that know of it gone;
     then the files; then the epochs. After a crash in between, recovery finds a whole log, longer or shorter.
 
+    Usually little is cut, of which nothing but the file of the active segment knows: then that is all there is to
+    do, and costs a flush, however large the segment is.
+
     Attributes:
         checkpoint: as of now, with what is in `flush` flushed; the request moves it back.
-        segments: copies, whose sizes are what is written.
+        checkpointed: offset of the checkpoint on disk, which says that the log is in use; -1 where it is not known.
+        segments: copies, whose sizes are what is written; with their indexes, where they are known.
         flush: base offsets of the segments that are not flushed yet.
+        flush_folder: whether names in the folder are not on disk yet.
+        entries: the epoch table; `epochs_saved`: it is on disk.
+        exact_from: to this offset or a later one, the log itself takes the producers' state back.
     """
 
     token: Any
     offset: int
     flush: list[int]
+    flush_folder: bool
     checkpoint: Checkpoint
+    checkpointed: int
     segments: list[Segment]
     snapshots: list[int]
     entries: list[tuple[int, int]]
+    epochs_saved: bool
+    exact_from: int
     settings: LogSettings
 
     def run(self, files: Files) -> Cut:
@@ -221,62 +248,83 @@ class Truncate(Request):
         Raises:
             DiskFull: there was no room for the checkpoint; nothing has been discarded.
         """
-        kept, position, end, time = self._find(files)
+        kept, place = self._find(files)
+        end = place.end
+        only_file = self._is_only_in_file(kept, end)
         for base in self.flush:
-            if base <= end:
+            if base <= end and not (only_file and base == kept[-1].base):
                 envelope.flush(files, self.owner, names.path(self.owner, base, names.LOG))
-        self._step_back(files, kept, position, end, time)
+        if not only_file:
+            self._step_back(files, kept, place)
         for segment in self.segments[len(kept) :]:
             _remove(files, names.path(self.owner, segment.base, names.LOG))
         if kept:
-            self._cut_last(files, kept[-1], position, end, time)
-        envelope.flush_folder(files, self.owner)
-        table = EpochTable(self.entries)
-        table.truncate(end)
-        saved = True
-        try:
-            envelope.save(files, self.owner, names.EPOCHS, table.encode())
-        except OSError as error:
-            if error.errno not in envelope.FULL:
-                raise
-            saved = False
+            self._cut_last(files, kept[-1], place)
+        if self.flush_folder or not only_file:
+            envelope.flush_folder(files, self.owner)
+        table, saved = self._cut_epochs(files, end)
         snapshots = [offset for offset in self.snapshots if offset <= end]
-        producers, _ = rebuild_producers(
-            files, self.owner, kept, snapshots, end, self.settings.producer_expiry
-        )
-        producers.time = time
-        return Cut(end, kept, table, saved, producers, time, snapshots)
+        producers = None
+        if end < self.exact_from:
+            producers, _ = rebuild_producers(
+                files, self.owner, kept, snapshots, end, self.settings.producer_expiry
+            )
+            producers.time = place.time
+        checkpointed = self.checkpointed if only_file else end
+        return Cut(end, kept, table, saved, producers, place.time, snapshots, checkpointed)
 
-    def _find(self, files: Files) -> tuple[list[Segment], int, int, int]:
-        """The segments that stay, the position and offset at which the last one then ends, its append time."""
+    def _find(self, files: Files) -> tuple[list[Segment], Place]:
+        """The segments that stay, and where the last one then ends."""
         kept = [segment for segment in self.segments if segment.base <= self.offset]
         if not kept:
-            return [], 0, self.offset, -1
+            return [], Place(0, self.offset, -1, -1)
         last = kept[-1]
-        time = kept[-2].last_append_time if len(kept) > 1 else -1
-        position, end = 0, last.base
-        path = names.path(self.owner, last.base, names.LOG)
-        for found in scan(files, path, 0, last.size, Bounds(last.base), payloads=False):
+        place = None
+        if last.index is not None:
+            place = self._scan(files, last, *last.index.before(self.offset))
+        place = place or self._scan(files, last, 0, last.base, -1)
+        if place is None:
+            time = kept[-2].last_append_time if len(kept) > 1 else -1
+            if time < 0:  # what came before was removed; a snapshot may still know how late it was
+                snapshot = newest_snapshot(files, self.owner, self.snapshots, last.base)
+                time = -1 if snapshot is None else snapshot.time
+            place = Place(0, last.base, time, -1)
+        return kept, place
+
+    def _scan(
+        self, files: Files, segment: Segment, position: int, first: int, timestamp: int
+    ) -> Place | None:
+        """Behind the last batch that stays, from one on; None where there is none, or that one is not there."""
+        path = names.path(self.owner, segment.base, names.LOG)
+        place = None
+        for found in scan(files, path, position, segment.size, Bounds(first), payloads=False):
             if isinstance(found, Gap):
+                if place is None and position:
+                    return None  # the index is wrong, or what it leads to is damaged
                 continue
-            header = found[1]
+            at, header = found
             if header.next_offset > self.offset:
                 break
-            position, end, time = found[0] + header.size, header.next_offset, header.append_time
-        if time < 0:  # what came before was removed; a snapshot may still know how late it was
-            snapshot = newest_snapshot(files, self.owner, self.snapshots, end)
-            time = -1 if snapshot is None else snapshot.time
-        return kept, position, end, time
+            timestamp = max(timestamp, header.latest_timestamp)
+            place = Place(at + header.size, header.next_offset, header.append_time, timestamp)
+        return place
 
-    def _step_back(
-        self, files: Files, kept: list[Segment], position: int, end: int, time: int
-    ) -> None:
-        checkpoint = self.checkpoint
+    def _is_only_in_file(self, kept: list[Segment], end: int) -> bool:
+        """Whether nothing on disk knows of what is cut but the last segment's file."""
+        return (
+            len(kept) == len(self.segments)
+            and 0 <= self.checkpointed <= end
+            and not self.checkpoint.damaged
+            and all(offset <= end for offset in self.snapshots)
+        )
+
+    def _step_back(self, files: Files, kept: list[Segment], place: Place) -> None:
+        checkpoint, end = self.checkpoint, place.end
         if checkpoint.offset > end:
             rows = checkpoint.segments[: len(kept)]
             if rows:
-                rows[-1].size, rows[-1].last_append_time = position, time
-            checkpoint.offset, checkpoint.last_append_time = end, time
+                rows[-1].size, rows[-1].last_append_time = place.position, place.time
+            checkpoint.offset, checkpoint.last_append_time = end, place.time
             checkpoint.segments = rows
         checkpoint.damaged = merge(
             [(first, min(behind, end)) for first, behind in checkpoint.damaged]
@@ -291,15 +339,32 @@ class Truncate(Request):
             _remove(files, names.path(self.owner, segment.base, names.INDEX))
         envelope.flush_folder(files, self.owner)
 
-    def _cut_last(self, files: Files, segment: Segment, position: int, end: int, time: int) -> None:
-        path = names.path(self.owner, segment.base, names.LOG)
+    def _cut_last(self, files: Files, segment: Segment, place: Place) -> None:
+        path, position = names.path(self.owner, segment.base, names.LOG), place.position
         if segment.size > position:
             files.truncate(path, position)
         envelope.flush(files, self.owner, path)
-        segment.size, segment.end, segment.last_append_time = position, end, time
-        interval = self.settings.index_interval
-        segment.index = build_index(files, self.owner, segment.base, position, interval)
+        segment.size, segment.end, segment.last_append_time = position, place.end, place.time
+        if segment.index is None:
+            interval = self.settings.index_interval
+            segment.index = build_index(files, self.owner, segment.base, position, interval)
+        else:
+            segment.index.cut(position, place.timestamp)
         segment.max_timestamp = segment.index.max_timestamp
+
+    def _cut_epochs(self, files: Files, end: int) -> tuple[EpochTable, bool]:
+        """The epochs that stay, and whether they are on disk."""
+        table = EpochTable(list(self.entries))
+        table.truncate(end)
+        if self.epochs_saved and len(table.entries) == len(self.entries):
+            return table, True
+        try:
+            envelope.save(files, self.owner, names.EPOCHS, table.encode())
+        except OSError as error:
+            if error.errno not in envelope.FULL:
+                raise
+            return table, False
+        return table, True
 
 
 class Restart(Request):
@@ -350,7 +415,9 @@ class Restart(Request):
         save(files, self.owner, names.EPOCHS, table.encode())
         save(files, self.owner, names.COMPACTION, self.compacted.encode())
         expiry = self.settings.producer_expiry
-        return Cut(self.offset, [], table, True, ProducerTable(expiry), -1, [], self.compacted)
+        return Cut(
+            self.offset, [], table, True, ProducerTable(expiry), -1, [], compacted=self.compacted
+        )
 
 
 class Settle(Request):

@@ -19,6 +19,7 @@ idle        tombstones are gone that it never had,   truncating  the log is begu
 idle        the leader's log is compacted where      truncating  that is noted, fsynced
             this one is to go on
 truncating  log Truncated                            following   acknowledged
+truncating  a probe of a newer session               truncating  kept: looked at, as idle, once the log is cut
 truncating  anything else                            truncating  dropped: the leader asks again
 following   an append that continues the log         following   appended; acknowledged when written and when flushed
 following   an append of what is there already       following   acknowledged again
@@ -90,6 +91,8 @@ class Follower:
         self._beginning = False
         self._received = 0
         self._probe: Append | None = None
+        self._later: Append | None = None
+        """The probe that came while the log is cut for another one: its session is the one that counts."""
         self._reported = (-1, -1, -1)
         self._stamp = 0
         self._moving_start = False
@@ -100,19 +103,27 @@ class Follower:
         """The leader sends, or asks."""
         assert message.epoch == self.epoch, (message.epoch, self.epoch)
         self._stamp = max(self._stamp, message.stamp)
-        if message.session < self._session or self.state == "truncating":
+        newest = self._session if self._later is None else self._later.session
+        if message.session < newest:
+            return
+        if self.state == "truncating":
+            if message.probe and message.session > newest:
+                self._later = message
             return
         if message.probe:
             if message.session > self._session:
-                self._session = message.session
-                self._received = 0
-                self._begun = -1
-                self._beginning = False
-                self.state = "idle"
+                self._begin_session(message)
             if self.state == "idle":
                 self._on_probe(message)
         elif message.session == self._session and self.state == "following":
             self._on_batches(message, batches)
+
+    def _begin_session(self, message: Append) -> None:
+        self._session = message.session
+        self._received = 0
+        self._begun = -1
+        self._beginning = False
+        self.state = "idle"
 
     def _on_probe(self, message: Append) -> None:
         log, base = self.log, message.base
@@ -299,9 +310,14 @@ class Follower:
         assert self.state == "truncating"
         self.state = "idle"
         probe, self._probe = self._probe, None
+        later, self._later = self._later, None
         assert probe is not None
+        if later is not None:
+            self._begin_session(later)
         if event.error is not None:
             self._answer("full")
+        elif later is not None:
+            self._on_probe(later)
         elif self.log.end_offset == probe.base:
             self._agree(probe)
         else:
