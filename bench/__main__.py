@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = frame.Plan(
         quick=told.quick,
         runs=told.runs or (1 if told.quick else 3),
-        seconds=told.seconds or (1.0 if told.quick else 2.0),
-        size=told.size or (256 << 20 if told.quick else 10 << 30),
+        seconds=told.seconds or (0.6 if told.quick else 2.0),
+        size=told.size or (128 << 20 if told.quick else 10 << 30),
     )
     found = results.Results()
     systems = choose(told.peers, found)
@@ -70,10 +70,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where every value goes")
     parser.add_argument("--case", default="", help="only cases whose name has this in it")
     parser.add_argument(
-        "--seconds", type=float, help="how long a producer sends: 2; 1 with --quick"
+        "--seconds", type=float, help="how long a producer sends: 2; 0.6 with --quick"
     )
     parser.add_argument(
-        "--size", type=parse_size, help="of the log that is restarted: 10GiB; 256MiB"
+        "--size", type=parse_size, help="of the log that is restarted: 10GiB; 128MiB"
     )
     told = parser.parse_args(argv)
     unknown = set(told.scenarios) - set(scenarios.names())

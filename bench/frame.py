@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,10 @@ class Ground:
         if "servers" not in told:
             told["servers"] = self.servers.servers
         servers_say = getattr(self.running, "told", {})
-        return Worker(client.command, action, client.env, **{**client.told, **servers_say, **told})
+        told = {**client.told, **servers_say, **told}
+        if self.plan.quick and "warm_ms" in told:
+            told["warm_ms"] //= 2
+        return Worker(client.command, action, client.env, **told)
 
     def new_name(self) -> str:
         """A topic's name that was not used on these servers."""
@@ -128,6 +131,26 @@ class Ground:
         return next(client for client in found if "consume" in client.does)
 
 
+def _nodes(arena: Arena | None) -> int:
+    return 0 if arena is None else arena.nodes
+
+
+def _does(ground: Ground, arena: Arena) -> bool:
+    """Whether the servers that run can be this arena's, too; then they are."""
+    running = ground.running
+    if running is None or running.arena.nodes != arena.nodes:
+        return False
+    if not {running.arena.fsync, arena.fsync} <= ground.system.by_topic:
+        return False
+    running.arena = arena
+    return True
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def warm_up(ground: Ground) -> None:
     """Some records through servers that are slow until they have compiled themselves; nobody measures them."""
     for name in ground.system.warm_with:
@@ -156,46 +179,58 @@ class Session:
     def run(self) -> None:
         """Measures everything."""
         arenas = list(dict.fromkeys(case.arena for case in self.cases))
+        places = list(dict.fromkeys(_nodes(arena) for arena in arenas))
         for run in range(self.plan.runs):
-            for arena in arenas:
-                mine = [case for case in self.cases if case.arena == arena]
+            for nodes in places:
                 for system in self.systems:
-                    self._turn(run, system, arena, mine)
+                    self._turn(run, system, [one for one in arenas if _nodes(one) == nodes])
                     self.keep()
 
-    def _turn(self, run: int, system: System, arena: Arena | None, cases: Iterable[Case]) -> None:
-        """One system's part of a run in one arena."""
-        todo = list(self._parts(system, cases))
+    def _turn(self, run: int, system: System, arenas: Sequence[Arena | None]) -> None:
+        """One system's part of a run, on so many nodes: on the same servers as far as those can do it."""
+        todo = [(arena, list(self._parts(system, arena))) for arena in arenas]
+        todo = [(arena, parts) for arena, parts in todo if parts]
         if not todo:
             return
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            values, ground_folder = Path(folder) / "values", Path(folder) / "servers"
+        with (
+            tempfile.TemporaryDirectory(prefix="bench-") as folder,
+            contextlib.ExitStack() as stack,
+        ):
+            values = Path(folder) / "values"
             values.mkdir()
-            ground_folder.mkdir()
             ground = Ground(system, self.plan, values)
-            began = ready = time.monotonic()
-            try:
-                with contextlib.ExitStack() as stack:
-                    if arena is not None:
-                        ground.running = stack.enter_context(system.start(ground_folder, arena))
+            began, warming = time.monotonic(), 0.0
+            for number, (arena, parts) in enumerate(todo):
+                start = time.monotonic()
+                try:
+                    if arena is not None and not _does(ground, arena):
+                        stack.close()
+                        ground.running = stack.enter_context(
+                            system.start(_made(Path(folder) / f"servers{number}"), arena)
+                        )
+                        ground.memo.clear()
                         warm_up(ground)
-                        ready = time.monotonic()
-                    for case, client in todo:
-                        self._measure(run, ground, case, client)
-                took = time.monotonic() - began
-                self.say(
-                    f"run {run + 1}: {system.title}, {arena or 'servers of its own'}: {took:.1f} s, "
-                    f"{ready - began:.1f} of them until its servers were warm"
-                )
-            except Unsupported as reason:
-                for case in dict.fromkeys(case for case, _ in todo):
-                    self.results.skip(system.name, case.scenario, case.name, str(reason))
-            except BenchError as error:
-                self.results.fail(system.name, str(arena), "servers", str(error))
-                self.say(f"FAILED {system.title}, {arena}: {error}")
+                except Unsupported as reason:
+                    for case in dict.fromkeys(case for case, _ in parts):
+                        self.results.skip(system.name, case.scenario, case.name, str(reason))
+                    continue
+                except BenchError as error:
+                    self.results.fail(system.name, str(arena), "servers", str(error))
+                    self.say(f"FAILED {system.title}, {arena}: {error}")
+                    continue
+                warming += time.monotonic() - start
+                for case, client in parts:
+                    self._measure(run, ground, case, client)
+        where = " and ".join(str(arena or "servers of its own") for arena, _ in todo)
+        self.say(
+            f"run {run + 1}: {system.title}, {where}: {time.monotonic() - began:.1f} s, "
+            f"{warming:.1f} of them until its servers were warm"
+        )
 
-    def _parts(self, system: System, cases: Iterable[Case]) -> Iterator[tuple[Case, Client]]:
-        for case in cases:
+    def _parts(self, system: System, arena: Arena | None) -> Iterator[tuple[Case, Client]]:
+        for case in self.cases:
+            if case.arena != arena:
+                continue
             if system.name in case.unless:
                 self.results.skip(system.name, case.scenario, case.name, case.unless[system.name])
                 continue

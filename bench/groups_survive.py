@@ -34,6 +34,8 @@ PARTITIONS, MEMBERS = 12, 6
 BATCH_S = 0.01
 LOOK_S = 0.1
 NAP_S = 0.01
+PAUSE_S = 0.1
+"""How long a partition may pause that an event does not concern, beside what the machine itself took."""
 SETTLE_S = 1.5
 """Seconds before and after an event over which the others' pauses are looked at."""
 
@@ -339,10 +341,14 @@ def moved(
     after = at + (scene.session + SETTLE_S if what in ("kill", "freeze") else SETTLE_S)
     pause, count = longest_pause(journals, whom, at - 0.2, after)
     if count:
-        text += (
-            f"{'; ' if text else ''}others' {count} partitions paused up to {pause * 1000:.0f} ms "
-            f"(yardstick {yardstick.longest(at - 0.2, after) * 1000:.0f} ms)"
+        machine = yardstick.longest(at - 0.2, after)
+        others = (
+            f"others' {count} partitions paused up to {pause * 1000:.0f} ms "
+            f"(yardstick {machine * 1000:.0f} ms)"
         )
+        if pause > PAUSE_S + machine:
+            wrong.append(f"{what} {whom}: {others}")
+        text += f"{'; ' if text else ''}{others}"
     print(f"  {what:8} {whom:6} {text}")
     return wrong
 

@@ -61,10 +61,11 @@ class Arena:
 
 
 class Running(Protocol):
-    """Servers that run, until the context ends."""
+    """Servers that run, until the context ends; `arena` is what topics that are made now are for."""
 
     servers: str
     folder: Path
+    arena: Arena
 
     @property
     def addresses(self) -> list[str]:
@@ -107,6 +108,8 @@ class System(Protocol):
     clients: tuple[Client, ...]
     warm_with: tuple[str, ...]
     """Clients that produce for a while before anything is measured."""
+    by_topic: frozenset[str]
+    """The ways to flush between which a topic chooses: for these, servers need not be started anew."""
 
     def why_not(self) -> str | None:
         """A sentence, where it is not installed."""
@@ -128,8 +131,9 @@ class System(Protocol):
 class Servers:
     """Processes of one system, ended with the context; what `Running` has in common."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, arena: Arena) -> None:
         self.folder = folder
+        self.arena = arena
         self.servers = ""
         self.addresses: list[str] = []
         self.processes: list[subprocess.Popen[bytes]] = []

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from bench.peers.base import Arena, Client, Errands, Servers, load_command, retry
+from bench.peers.base import FSYNC, Arena, Client, Errands, Servers, load_command, retry
 from bench.peers.facts import footprint, missing, package
 from bench.peers.installer import HOME, python_of
 from zbroker.testing.nodes import free_ports
@@ -40,6 +40,7 @@ class Kafka:
     name = "kafka"
     title = "Kafka"
     warm_with: tuple[str, ...] = ("java", "confluent-kafka")
+    by_topic: frozenset[str] = frozenset(FSYNC)
     clients = (
         Client(
             "java",
@@ -77,8 +78,7 @@ class KafkaServers(Servers):
     """Nodes 1 to n."""
 
     def __init__(self, folder: Path, arena: Arena, wait: bool) -> None:
-        super().__init__(folder)
-        self.arena = arena
+        super().__init__(folder, arena)
         base = free_ports(2 * arena.nodes)
         self._ports = [(base + 2 * n, base + 2 * n + 1) for n in range(arena.nodes)]
         self.servers = ",".join(f"127.0.0.1:{port}" for port, _ in self._ports)

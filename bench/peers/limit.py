@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench.peers.base import Arena, Client, Servers, Unsupported, load_command
+from bench.peers.base import FSYNC, Arena, Client, Servers, Unsupported, load_command
 
 
 class Limit:
@@ -14,6 +14,7 @@ class Limit:
     name = "limit"
     title = "the yardstick"
     warm_with: tuple[str, ...] = ()
+    by_topic: frozenset[str] = frozenset(FSYNC)
     clients = (
         Client(
             "pipeline", load_command("limit", sys.executable), frozenset({"produce"}), python=True
@@ -43,8 +44,7 @@ class LimitServers(Servers):
     """No servers."""
 
     def __init__(self, folder: Path, arena: Arena) -> None:
-        super().__init__(folder)
-        self.arena = arena
+        super().__init__(folder, arena)
 
     def __enter__(self) -> LimitServers:
         return self

@@ -25,6 +25,7 @@ class Nats:
     name = "nats"
     title = "NATS JetStream"
     warm_with: tuple[str, ...] = ()
+    by_topic: frozenset[str] = frozenset()
     clients = (
         Client(
             "go, fast batches", GO,
@@ -72,8 +73,7 @@ class NatsServers(Servers):
     """Servers n0, n1, …"""
 
     def __init__(self, folder: Path, arena: Arena, wait: bool) -> None:
-        super().__init__(folder)
-        self.arena = arena
+        super().__init__(folder, arena)
         self._wait = wait
         self._base = free_ports(2 * arena.nodes)
         self.servers = ",".join(f"127.0.0.1:{self._base + n}" for n in range(arena.nodes))

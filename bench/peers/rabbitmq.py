@@ -38,6 +38,7 @@ class RabbitMQ:
     name = "rabbitmq"
     title = "RabbitMQ Streams"
     warm_with: tuple[str, ...] = ("java",)
+    by_topic: frozenset[str] = frozenset(("never", "interval"))
     clients = (
         Client("java", JAVA, PRODUCES | READS, told=WARM),
         Client("java, sub-entries of 100", JAVA, PRODUCES, told={**WARM, "sub": 100}),
@@ -77,8 +78,7 @@ class RabbitServers(Servers):
     """Nodes r1@localhost, r2@localhost, …, with a port mapper of their own."""
 
     def __init__(self, folder: Path, arena: Arena, wait: bool) -> None:
-        super().__init__(folder)
-        self.arena = arena
+        super().__init__(folder, arena)
         self._wait = wait
         self._base = free_ports(3 * arena.nodes + 1)
         self.servers = ",".join(f"localhost:{self._stream(n)}" for n in range(arena.nodes))

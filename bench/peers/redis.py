@@ -27,6 +27,7 @@ class Redis:
     name = "redis"
     title = "Redis Streams"
     warm_with: tuple[str, ...] = ()
+    by_topic: frozenset[str] = frozenset()
     clients = (
         Client(
             "redis-benchmark -c 50 -P 64", LOAD, frozenset({"produce"}), told={"client": "benchmark"}
@@ -65,8 +66,7 @@ class RedisServers(Servers):
     """The primary is number 0."""
 
     def __init__(self, folder: Path, arena: Arena, wait: bool) -> None:
-        super().__init__(folder)
-        self.arena = arena
+        super().__init__(folder, arena)
         self._wait = wait
         self._base = free_ports(arena.nodes)
         self.servers = f"127.0.0.1:{self._base}"

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import zbroker
-from bench.peers.base import Arena, Client, Servers, load_command
+from bench.peers.base import FSYNC, Arena, Client, Servers, load_command
 from bench.worker import ROOT
 from zbroker import Admin, ZBrokerError
 from zbroker.testing.nodes import ClusterProcesses
@@ -32,6 +32,7 @@ class ZBroker:
     name = "zbroker"
     title = "zbroker"
     warm_with: tuple[str, ...] = ()
+    by_topic: frozenset[str] = frozenset(FSYNC)
     clients = (
         Client("send", LOAD, ACTIONS | PRODUCE, python=True, told={"client": "send"}),
         Client("send_many", LOAD, PRODUCE | {"live"}, python=True, told={"client": "send_many"}),
@@ -89,9 +90,8 @@ class ZBrokerServers(Servers):
     """One node or several."""
 
     def __init__(self, folder: Path, arena: Arena, wait: bool) -> None:
-        super().__init__(folder)
-        self.arena = arena
-        self._cluster = ClusterProcesses(folder, arena.nodes, topics={"fsync": arena.fsync})
+        super().__init__(folder, arena)
+        self._cluster = ClusterProcesses(folder, arena.nodes)
         self.servers = self._cluster.servers
         self.addresses = [node.servers for node in self._cluster.nodes.values()]
         self._wait = wait
@@ -121,7 +121,9 @@ class ZBrokerServers(Servers):
         """Made, led, and all replicas in sync."""
         names = [f"{topic}-{n}" for n in range(topics)] if topics > 1 else [topic]
         for name in names:
-            self._cluster.admin.create_topic(name, partitions=partitions, retention="forever")
+            self._cluster.admin.create_topic(
+                name, partitions=partitions, retention="forever", fsync=self.arena.fsync
+            )
         self._cluster.wait_until_healed()
 
     def delete(self, topic: str, *, topics: int = 1) -> None:

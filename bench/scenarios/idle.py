@@ -1,4 +1,4 @@
-"""Idle: resident memory of the nodes together, and what they take of a core, ten seconds after they are up."""
+"""Idle: resident memory of the nodes together and what they take of a core, ten seconds after they are up, or one (quick)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def case(nodes: int) -> Case:
             ground.system.start(Path(folder), Arena(nodes, "never")) as running,
         ):
             running.create("idle")
-            time.sleep(3 if ground.plan.quick else 10)
+            time.sleep(1 if ground.plan.quick else 10)
             pids, before, start = running.pids, 0.0, time.monotonic()
             before = sum(map(cpu_seconds, pids))
-            time.sleep(3 if ground.plan.quick else 10)
+            time.sleep(2 if ground.plan.quick else 10)
             used = sum(map(cpu_seconds, pids)) - before
             return {
                 "MiB": sum(map(resident, pids)),

@@ -16,7 +16,8 @@ from bench.frame import Case, Figures, Ground, Plan
 from bench.peers.base import Arena, Client
 from bench.worker import BenchError
 
-BEFORE_S = 3.0
+BEFORE_S, BEFORE_QUICK_S = 3.0, 1.5
+"""Seconds for which records are acknowledged before the fault."""
 WAYS = {"kill -9": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
 
 
@@ -35,7 +36,7 @@ def case(way: str) -> Case:
             servers = ",".join([*others, running.addresses[leader]])
             with ground.worker(client, "failover", topic="t", servers=servers, linger=0) as worker:
                 worker.ready()
-                time.sleep(BEFORE_S)
+                time.sleep(BEFORE_QUICK_S if ground.plan.quick else BEFORE_S)
                 fault = time.monotonic_ns()
                 running.signal(leader, WAYS[way])
                 worker.go(fault)

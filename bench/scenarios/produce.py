@@ -23,16 +23,12 @@ def measuring(
         with ground.topic(partitions=partitions) as topic:
             sent = produce(
                 ground, client, topic, size=size, count=producers, lanes=partitions,
-                compression=compression, fsync=int(_fsyncs(ground)),
+                compression=compression, fsync=int(ground.servers.arena.fsync == "always"),
             )  # fmt: skip
             verify(ground, topic, sent, size=size, lanes=partitions)
         return {RATE: sent.rate}
 
     return measure
-
-
-def _fsyncs(ground: Ground) -> bool:
-    return bool(getattr(ground.running, "arena", Arena(1, "never")).fsync == "always")
 
 
 def case(
