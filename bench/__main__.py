@@ -66,7 +66,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--peers", default="all", help="kafka,nats,rabbitmq,redis, all or none")
     parser.add_argument("--runs", type=int, help="3; 1 with --quick")
-    parser.add_argument("--quick", action="store_true", help="few cases, each short")
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="few cases, each short, of peers only what a target names: five minutes",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="where every value goes")
     parser.add_argument("--case", default="", help="only cases whose name has this in it")
     parser.add_argument(

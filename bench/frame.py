@@ -19,6 +19,7 @@ from typing import Any
 from bench.peers import known
 from bench.peers.base import Arena, Client, Running, System, Unsupported
 from bench.results import Results
+from bench.targets import compares
 from bench.worker import BenchError, Worker, ring_file
 
 Figures = Mapping[str, float]
@@ -53,7 +54,8 @@ class Case:
         arena: the servers that it needs; None where it starts its own.
         action: clients that know this take part.
         measure: does it once, and gives figures by metric.
-        quick: whether it is part of a quick run.
+        quick: whether it is part of a quick run: there a peer's client does it where a target names both.
+        spoils: its servers are of no use to others afterwards.
         unless: systems that do not take part, with the sentence that says why.
     """
 
@@ -63,6 +65,7 @@ class Case:
     action: str
     measure: Callable[[Ground, Client], Figures]
     quick: bool = False
+    spoils: bool = False
     unless: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
 
 
@@ -199,28 +202,28 @@ class Session:
             values = Path(folder) / "values"
             values.mkdir()
             ground = Ground(system, self.plan, values)
-            began, warming = time.monotonic(), 0.0
-            for number, (arena, parts) in enumerate(todo):
-                start = time.monotonic()
-                try:
-                    if arena is not None and not _does(ground, arena):
-                        stack.close()
-                        ground.running = stack.enter_context(
-                            system.start(_made(Path(folder) / f"servers{number}"), arena)
-                        )
-                        ground.memo.clear()
-                        warm_up(ground)
-                except Unsupported as reason:
-                    for case in dict.fromkeys(case for case, _ in parts):
-                        self.results.skip(system.name, case.scenario, case.name, str(reason))
-                    continue
-                except BenchError as error:
-                    self.results.fail(system.name, str(arena), "servers", str(error))
-                    self.say(f"FAILED {system.title}, {arena}: {error}")
-                    continue
-                warming += time.monotonic() - start
+            began, warming, numbers = time.monotonic(), 0.0, itertools.count()
+            for arena, parts in todo:
                 for case, client in parts:
+                    start = time.monotonic()
+                    try:
+                        if arena is not None and not _does(ground, arena):
+                            stack.close()
+                            servers = _made(Path(folder) / f"servers{next(numbers)}")
+                            ground.running = stack.enter_context(system.start(servers, arena))
+                            ground.memo.clear()
+                            warm_up(ground)
+                    except Unsupported as reason:
+                        self.results.skip(system.name, case.scenario, case.name, str(reason))
+                        continue
+                    except BenchError as error:
+                        self.results.fail(system.name, case.scenario, case.name, str(error))
+                        self.say(f"FAILED {system.title}, {arena}: {error}")
+                        break
+                    warming += time.monotonic() - start
                     self._measure(run, ground, case, client)
+                    if case.spoils:
+                        ground.running = None
         where = " and ".join(str(arena or "servers of its own") for arena, _ in todo)
         self.say(
             f"run {run + 1}: {system.title}, {where}: {time.monotonic() - began:.1f} s, "
@@ -228,15 +231,18 @@ class Session:
         )
 
     def _parts(self, system: System, arena: Arena | None) -> Iterator[tuple[Case, Client]]:
-        for case in self.cases:
+        for case in sorted(self.cases, key=lambda case: case.spoils):
             if case.arena != arena:
                 continue
             if system.name in case.unless:
                 self.results.skip(system.name, case.scenario, case.name, case.unless[system.name])
                 continue
             for client in system.clients:
-                if case.action in client.does:
-                    yield case, client
+                if case.action not in client.does:
+                    continue
+                if self.plan.quick and not compares(system, client, case.scenario, case.name):
+                    continue
+                yield case, client
 
     def _measure(self, run: int, ground: Ground, case: Case, client: Client) -> None:
         start = time.monotonic()

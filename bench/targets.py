@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from bench.peers.base import Client, System
 from bench.results import Results, Row, best, ratio
 
-FASTEST = ""
+FASTEST, PYTHON = "", "python"
 
 
 class Target(NamedTuple):
@@ -59,7 +60,7 @@ TARGETS = (
     Target("100 B, send_many, beside RabbitMQ with sub-entries", SMALL, "send_many", RATE, "rabbitmq", 1.0, SUB),
     Target("100 B, send, both at their defaults (fsync always beside never)",
            SMALL_SAFE, "send", RATE, "kafka", 2.0, FASTEST, SMALL),
-    Target("1 KiB beside Kafka", LARGE, "send", RATE, "kafka", 1.4, "python"),
+    Target("1 KiB beside Kafka", LARGE, "send", RATE, "kafka", 1.4, PYTHON),
     Target("1 KiB beside Redis", LARGE, "send", RATE, "redis", 1.4),
     Target("1 KiB beside NATS", LARGE, "send", RATE, "nats", 1.4),
     Target("1 KiB beside RabbitMQ without sub-entries", LARGE, "send", RATE, "rabbitmq", 1.4, "java"),
@@ -84,9 +85,9 @@ TARGETS = (
     Target("four consumers beside Kafka", FAN, FASTEST, DELIVERED, "kafka", 2.4),
     Target("four consumers beside NATS", FAN, FASTEST, DELIVERED, "nats", 5.0),
     Target("four consumers beside Redis", FAN, FASTEST, DELIVERED, "redis", 5.0),
-    Target("replay of 100 B beside tuned confluent-kafka", REPLAY, "Consumer", RATE, "kafka", 1.1, "python"),
+    Target("replay of 100 B beside tuned confluent-kafka", REPLAY, "Consumer", RATE, "kafka", 1.1, PYTHON),
     Target("replay of 100 B beside Kafka's Java client", REPLAY, "Consumer", RATE, "kafka", 1.1, "java"),
-    Target("replay of 100 B beside rstream", REPLAY, "Consumer", RATE, "rabbitmq", 2.5, "python"),
+    Target("replay of 100 B beside rstream", REPLAY, "Consumer", RATE, "rabbitmq", 2.5, PYTHON),
     Target("fail-over after kill -9 beside Kafka", KILL, "send", "gap ms", "kafka", 50.0),
     Target("fail-over after kill -9 beside NATS", KILL, "send", "gap ms", "nats", 50.0),
     Target("fail-over after kill -9 beside RabbitMQ", KILL, "send", "gap ms", "rabbitmq", 5.0),
@@ -113,6 +114,10 @@ BOUNDS = (
 )
 
 
+ALL = (("idle", "one node"), ("startup", "one node"))
+"""What is quick to measure and of interest beside every peer."""
+
+
 class Reached(NamedTuple):
     """How a target or a bound stands."""
 
@@ -121,6 +126,17 @@ class Reached(NamedTuple):
     aimed: float
     met: bool
     bound: bool
+
+
+def compares(system: System, client: Client, scenario: str, case: str) -> bool:
+    """Whether something hangs on what a client does in a case."""
+    if system.name == "zbroker" or (scenario, case) in ALL:
+        return True
+    return any(
+        target.others in (FASTEST, client.name) or (target.others == PYTHON and client.python)
+        for target in TARGETS
+        if target.other == system.name and (target.other_case or target.case) == (scenario, case)
+    )
 
 
 def reached(results: Results) -> Iterator[Reached]:
@@ -145,7 +161,7 @@ def _mine(results: Results, target: Target) -> Row | None:
 
 def _other(results: Results, target: Target) -> Row | None:
     rows = results.of(*(target.other_case or target.case), target.metric, target.other)
-    if target.others == "python":
+    if target.others == PYTHON:
         rows = [row for row in rows if row.python]
     elif target.others:
         rows = [row for row in rows if row.client == target.others]

@@ -1,4 +1,7 @@
-"""Idle: resident memory of the nodes together and what they take of a core, ten seconds after they are up, or one (quick)."""
+"""Idle: resident memory of the nodes together, and what they take of a core.
+
+Ten seconds after they are up, over ten seconds; in a quick run one and two.
+"""
 
 from __future__ import annotations
 
