@@ -9,6 +9,7 @@ from log.world import FOLDER, SMALL, World
 from zbroker.errors import InvalidRequest, NotReady, OffsetOutOfRange
 from zbroker.log import (
     Closed,
+    Duplicate,
     EpochBegun,
     Found,
     Log,
@@ -468,6 +469,26 @@ def test_what_a_truncation_makes_the_newest_is_a_duplicate_all_the_same(world: W
             _, header = world.make(producer=(7, 0, sequence))
             assert world.log.producers.check(header) is not None, (end, sequence)
         assert world.log.producers.check(world.make(producer=(7, 0, end))[1]) is None
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_truncation_knows_again_whom_a_checkpoint_knew_no_more(world: World, clean: bool) -> None:
+    world.open(settings(producer_expiry=100))
+    world.append(producer=(7, 0, 0), time=1)
+    world.append(time=1)
+    world.append(time=500)
+    world.run()
+    if clean:
+        world.close()
+        world.open()
+    else:
+        world.log.want_checkpoint()
+        world.run()
+        world.crash()
+    world.log.truncate("token", 2)
+    world.run()
+    _, repeated = world.make(producer=(7, 0, 0), time=1)
+    assert world.log.producers.check(repeated) == Duplicate(0, 1, 0)
 
 
 def test_a_truncation_takes_the_latest_timestamp_back(world: World) -> None:

@@ -173,6 +173,22 @@ def test_a_producer_that_a_snapshot_let_go_cannot_be_taken_back() -> None:
     assert past.table.exact_from == 2
 
 
+def test_whom_a_snapshot_let_go_is_out_of_reach_however_much_is_forgotten_afterwards() -> None:
+    past = Past(expiry=100)
+    past.append(0, pid=9)
+    for sequence in range(20):
+        past.table.settled = past.offset
+        past.append(sequence, time=500)
+    past.table.settled = past.offset
+    past.table.snapshot(past.offset, 500)
+    let_go = past.table.exact_from
+    assert let_go == past.offset
+    for sequence in range(20, 20 + ProducerTable.UNDO):
+        past.append(sequence, time=500)
+        past.table.settled = past.offset
+        assert past.table.exact_from >= let_go
+
+
 def test_a_damaged_snapshot_is_none() -> None:
     past = Past()
     past.append(0)

@@ -172,7 +172,7 @@ class ProducerTable:
         while len(entries) > self.WINDOW and entries[self.WINDOW].base_offset < self.settled:
             self._forgotten.append((header.base_offset, header.producer_id, entries.pop(0)))
             if len(self._forgotten) > self.UNDO:
-                self.exact_from = self._forgotten.popleft()[0] + 1
+                self.exact_from = max(self.exact_from, self._forgotten.popleft()[0] + 1)
 
     def rollback(self, offset: int, time: int) -> None:
         """Forgets all batches from an offset on; `time` is the append time of the last one before it."""

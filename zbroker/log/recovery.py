@@ -477,7 +477,7 @@ class _Recovery:
         """The producers' state at an offset at or before the checkpoint's."""
         state = self.state
         if offset == known.offset and known.snapshot == -1:
-            state.producers.time = known.last_append_time
+            state.producers.restore(Snapshot(offset, known.last_append_time, {}))
             return
         if offset == known.offset and (snapshot := self._load_snapshot(known.snapshot)) is not None:
             state.producers.restore(snapshot)
