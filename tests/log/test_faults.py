@@ -11,8 +11,9 @@ import msgspec
 import pytest
 from log.world import FOLDER, SMALL, World
 
-from zbroker.errors import DiskFull, StorageFailed
+from zbroker.errors import DiskFull, StorageFailed, UnknownProducer
 from zbroker.log import AppendFailed, Broken, EpochBegun, Log, StartMoved, Truncated, names
+from zbroker.protocol.batch import HEADER_SIZE, read_header
 from zbroker.testing.disk import PowerLost
 
 
@@ -286,6 +287,102 @@ def test_what_a_checkpoint_knows_of_is_cut_only_once_another_one_is_on_disk(
     steps.clear()
     world.run()
     assert "rename checkpoint.tmp" in steps, "the checkpoint is at 48 now"
+
+
+def test_an_index_that_a_truncation_removed_is_saved_with_the_next_checkpoint(
+    simulated: World,
+) -> None:
+    world = simulated
+    world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
+    world.fill(50)
+    world.log.want_checkpoint()
+    world.run()
+    world.log.truncate("token", 10)
+    world.run()
+    assert not world.names(".index")
+    world.appended = world.appended[:10]
+    world.fill(20)
+    world.log.want_checkpoint()
+    world.run()
+    assert world.names(".index")
+
+
+def test_a_checkpoint_without_room_leaves_no_index_of_what_is_cut_afterwards(
+    simulated: World,
+) -> None:
+    world = simulated
+    world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
+    world.fill(10)
+    world.log.want_checkpoint()
+    world.run()
+    world.fill(30)
+    fail_at(world, "write", "checkpoint.tmp", errno.ENOSPC)
+    world.log.want_checkpoint()
+    world.run()
+    world.log.truncate("token", 12)
+    world.run()
+    world.appended = world.appended[:12]
+    world.fill(12, size=37, timestamps=[7])
+    fail_at(world, "write", ".index.tmp", errno.ENOSPC)
+    world.log.want_checkpoint()
+    world.run()
+    world.crash()
+    index = world.log.segments[-1].index
+    assert index is not None
+    for offset, position in zip(index.offsets, index.positions, strict=True):
+        data = world.files.read(world.segment(0), position, HEADER_SIZE)
+        assert read_header(data).base_offset == offset
+    assert world.read_all() == (world.kept(), [])
+
+
+def test_a_checkpoint_without_room_leaves_no_producer_of_what_is_cut_afterwards(
+    simulated: World,
+) -> None:
+    world = simulated
+    world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
+    world.fill(10)
+    world.log.want_checkpoint()
+    world.run()
+    for sequence in range(10):
+        world.append(producer=(7, 0, sequence))
+    world.run()
+    fail_at(world, "write", "checkpoint.tmp", errno.ENOSPC)
+    world.log.want_checkpoint()
+    world.run()
+    world.log.truncate("token", 10)
+    world.run()
+    for sequence in range(20):
+        world.append(producer=(8, 0, sequence))
+    world.run()
+    world.log.want_checkpoint()
+    world.run()
+    world.crash()
+    world.log.truncate("token", 25)
+    world.run()
+    with pytest.raises(UnknownProducer):
+        world.log.producers.check(world.make(producer=(7, 0, 10))[1])
+    assert world.log.producers.check(world.make(producer=(8, 0, 15))[1]) is None
+
+
+def test_epochs_that_recovery_had_no_room_for_are_saved_before_the_next_batch(
+    simulated: World,
+) -> None:
+    world = simulated
+    world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20, fsync="never"))
+    world.fill(8, epoch=1)
+    size = world.log.size
+    world.fill(2, epoch=1)
+    world.fill(5, epoch=2)
+    world.cut(world.segment(0), size)
+    fail_at(world, "write", "epochs.tmp", errno.ENOSPC)
+    world.crash()
+    assert world.log.end_offset == world.log.start_of_epoch(2) == 8
+    world.fill(2, epoch=2)
+    world.log.want_checkpoint()
+    world.run()
+    world.fill(2, epoch=2)
+    world.crash()
+    assert world.log.start_of_epoch(2) == 8
 
 
 # Failed writes and flushes ---

@@ -268,7 +268,7 @@ class Log:
         self.last_append_time = self._written_time = found.last_append_time
         self.last_epoch = self._epochs.last_epoch
         self._epoch_count = len(self._epochs.entries)
-        self._epochs_unsaved = not self._epochs.entries
+        self._epochs_unsaved = not (self._epochs.entries and found.epochs_saved)
         self._snapshots, self._snapshot = sorted(found.snapshots), found.snapshot
         self._snapshot_changes = self.producers.changes if found.snapshot >= -1 else -1
         self._marked, self._checkpointed = found.in_use, found.checkpointed
@@ -766,6 +766,8 @@ class Log:
         saved: bool = completion.result
         if saved:
             self._saved(request)
+        elif request.checkpoint is not None:
+            self._not_saved(request)
         event: Event | None = None
         if request.purpose == "move":
             event = self._start_moved(request, saved)
@@ -790,6 +792,12 @@ class Log:
         covered = {index.base: index.covered for index in request.indexes}
         for segment in self.segments:
             segment.indexed = covered.get(segment.base, segment.indexed)
+
+    def _not_saved(self, request: Upkeep) -> None:
+        """The checkpoint on disk is the old one; what was to go with the new one may be there all the same."""
+        self._checkpointed = -1
+        found = {snapshot.offset for snapshot in request.snapshots}
+        self._snapshots = sorted({*self._snapshots, *found})
 
     def _start_moved(self, request: Upkeep, saved: bool) -> Event | None:
         token, _ = self._moves.popleft()

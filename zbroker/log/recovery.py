@@ -41,6 +41,7 @@ class State(msgspec.Struct):
     """A log as found in its folder, and as it goes on from there.
 
     Attributes:
+        epochs_saved: there was room to save the epoch table as it is now.
         checkpointed: offset of the checkpoint on disk that says that the log is in use; -1 where there is none such.
     """
 
@@ -57,6 +58,7 @@ class State(msgspec.Struct):
     unflushed: int = -1
     clean: bool = True
     in_use: bool = True
+    epochs_saved: bool = True
     checkpointed: int = -1
     torn_bytes: int = 0
     scanned_bytes: int = 0
@@ -436,7 +438,7 @@ class _Recovery:
             else:
                 envelope.flush(files, folder, path)
         envelope.flush_folder(files, folder)
-        self._save_small(names.EPOCHS, state.epochs.encode())
+        state.epochs_saved = self._save_small(names.EPOCHS, state.epochs.encode())
         for offset in [offset for offset in state.snapshots if offset > state.end]:
             self._remove(names.path(folder, offset, names.PRODUCERS))
             state.snapshots.remove(offset)

@@ -337,6 +337,7 @@ class Truncate(Request):
                 _remove(files, names.path(self.owner, offset, names.PRODUCERS))
         for segment in self.segments[max(len(kept) - 1, 0) :]:
             _remove(files, names.path(self.owner, segment.base, names.INDEX))
+            segment.indexed = 0
         envelope.flush_folder(files, self.owner)
 
     def _cut_last(self, files: Files, segment: Segment, place: Place) -> None:
