@@ -200,6 +200,48 @@ def test_once_it_agreed_in_an_epoch_nothing_is_cut_again() -> None:
     assert bench.log.end_offset == 3
 
 
+@pytest.mark.parametrize("impatient", [False, True])
+def test_nor_while_it_is_noted_that_the_leader_compacted_what_is_to_come(impatient: bool) -> None:
+    bench = Bench()
+    bench.hear(1, 0, probe=True, epochs=[(5, 0)])
+    bench.hear(1, 0, bytes(batch(0)), bytes(batch(1)), bytes(batch(2)))
+    bench.run()
+    bench.hear(2, 1, probe=True, prev_epoch=5, thinned=10)
+    if impatient:
+        bench.hear(3, 1, probe=True, prev_epoch=5, thinned=10)
+    said = bench.run()
+    assert (said[0].session, said[0].status, said[0].end) == (2 + impatient, "ok", 3)
+    assert (bench.log.end_offset, bench.log.thinned_below) == (3, 10)
+
+
+def test_a_cut_for_which_there_is_no_room_is_told_in_the_newest_session() -> None:
+    bench = Bench()
+    bench.fill(6)
+    bench.log.want_checkpoint()
+    bench.run()
+    bench.disk.budget = 0
+    bench.hear(1, 4, probe=True, prev_epoch=1, epochs=[(5, 4)])
+    bench.hear(3, 3, probe=True, prev_epoch=1, epochs=[(5, 3)])
+    bench.hear(2, 5, probe=True, prev_epoch=1, epochs=[(5, 5)])
+    assert [(said.session, said.status) for said in bench.run()] == [(3, "full")]
+    assert bench.log.end_offset == 6
+    bench.disk.budget = None
+    bench.hear(1, 4, probe=True, prev_epoch=1, epochs=[(5, 4)])
+    assert bench.run() == []
+    bench.hear(4, 3, probe=True, prev_epoch=1, epochs=[(5, 3)])
+    assert bench.run()[-1].status == "ok"
+    assert bench.log.end_offset == 3
+
+
+def test_a_probe_that_comes_during_a_rebuild_is_answered_once_it_is_done() -> None:
+    bench = Bench(known=6)
+    bench.fill(6)
+    bench.hear(1, 4, probe=True, prev_epoch=1, rebuild=True)
+    bench.hear(2, 4, probe=True, prev_epoch=1)
+    assert {(said.session, said.status) for said in bench.run()} == {(2, "ok")}
+    assert bench.log.end_offset == 4
+
+
 def test_a_leader_of_an_older_epoch_than_the_log_knows_is_stale() -> None:
     bench = Bench()
     bench.fill(3, epoch=7)

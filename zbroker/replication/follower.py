@@ -167,7 +167,7 @@ class Follower:
         elif base < min(log.end_offset, log.thinned_below):
             self._begin_anew(message)
         else:
-            self._wait_for_log(message, base)
+            self._expect_cut(message, base)
             log.truncate(self, base)
 
     def _begin_anew(self, message: Append) -> None:
@@ -181,17 +181,20 @@ class Follower:
             self._answer("behind", end=0)
 
     def _restart(self, message: Append) -> None:
-        self._wait_for_log(message, message.base)
+        self._expect_cut(message, message.base)
         self.log.restart(
             self, message.base, message.prev_epoch,
             thinned=message.thinned, lost=message.tombstones, source=self.epoch,
         )  # fmt: skip
 
-    def _wait_for_log(self, message: Append, base: int) -> None:
-        self._probe = message
-        self.state = "truncating"
+    def _expect_cut(self, message: Append, base: int) -> None:
         self._agreed = False
         self.high_watermark = min(self.high_watermark, base)
+        self._wait_for_log(message)
+
+    def _wait_for_log(self, message: Append) -> None:
+        self._probe = message
+        self.state = "truncating"
 
     def _lacks_tombstones(self, message: Append) -> bool:
         """Whether the leader's log lacks tombstones that this one never had: what they deleted may be here.
@@ -212,7 +215,8 @@ class Follower:
         if self._lacks_tombstones(message):
             self._begin_anew(message)
         elif self._is_thinned(message):
-            self._wait_for_log(message, self.log.end_offset)
+            self._agreed = True
+            self._wait_for_log(message)
             self.log.note_thinned(self, message.thinned)
         else:
             self._accept(message)
@@ -318,7 +322,7 @@ class Follower:
             self._answer("full")
         elif later is not None:
             self._on_probe(later)
-        elif self.log.end_offset == probe.base:
+        elif self._agreed or self.log.end_offset == probe.base:
             self._agree(probe)
         else:
             self._answer(

@@ -387,8 +387,10 @@ class Replica:
         follower = self.follower
         if follower is None:
             return
-        follower.on_truncated(event)
-        if follower.epoch != self.epoch:
+        if follower.epoch == self.epoch:
+            follower.on_truncated(event)
+        else:  # what it was asked meanwhile, nobody may ask any more
+            self._end_role()
             self._take_up()
 
     def _append_failed(self, event: AppendFailed) -> None:
