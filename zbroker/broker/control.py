@@ -63,7 +63,10 @@ GONE_MS = 500
 PREFER_MS = 5000
 """How often it is looked whether leaderships can go back to the preferred replicas."""
 PREFER_STEP_MS, PREFER_SHARE = 100, 20
-"""They go back in steps: of so many one at a time, so that clients follow a few and not all at once."""
+"""They go back in steps: of so many one at a time, so that clients follow a few and not all at once.
+
+Each once until all are back: who gives one up at once has the time to mend that its replica needs, and holds up nobody.
+"""
 
 Decision = tuple[Sequence[MetadataRecord], dict[str, Any]]
 
@@ -104,6 +107,8 @@ class ControllerDesk:
         self._gone: dict[str, dict[str, tuple[int, int]]] = {}
         """Who says that a node is gone: by node and by who says so, its start and when that was said."""
         self._prefer_at = 0
+        self._gone_back: set[tuple[str, int]] = set()
+        """Partitions whose leaderships have gone back in the steps that are on."""
         self._now = self._wall = 0
         self._handlers: dict[type[Any], Callable[[Metadata, str, Any], Decision]] = {
             Register: self._register,
@@ -201,6 +206,7 @@ class ControllerDesk:
         if self._ready_since is None:
             self._ready_since = now
             self._prefer_at = now + PREFER_MS
+            self._gone_back.clear()
             self._report("controller", epoch=metadata.replica.epoch)
         identity = self._identity()
         if metadata.draft.cluster_id is None and identity is not None:
@@ -224,10 +230,23 @@ class ControllerDesk:
         self._propose(internal.grow(metadata.draft))
         self._propose(voters.continue_voters(metadata.draft, metadata.disks, metadata.caught_up))
         if now >= self._prefer_at:
-            back = membership.prefer(metadata.draft)
-            some = back[: -(-len(back) // PREFER_SHARE)]
-            self._prefer_at = now + (PREFER_MS if len(some) == len(back) else PREFER_STEP_MS)
-            self._propose(some)
+            self._prefer(metadata.draft, now)
+
+    def _prefer(self, draft: Metadata, now: int) -> None:
+        """One step of leaderships back to the preferred replicas."""
+        back = [
+            record
+            for record in membership.prefer(draft)
+            if (record.topic_id, record.partition) not in self._gone_back
+        ]
+        some = back[: -(-len(back) // PREFER_SHARE)]
+        if len(some) == len(back):
+            self._gone_back.clear()
+            self._prefer_at = now + PREFER_MS
+        else:
+            self._gone_back |= {(record.topic_id, record.partition) for record in some}
+            self._prefer_at = now + PREFER_STEP_MS
+        self._propose(some)
 
     def _understood(self) -> dict[str, int]:
         """The newest feature level that each node that is linked understands."""

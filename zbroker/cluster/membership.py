@@ -202,7 +202,7 @@ def hand_over(state: Metadata, node: str) -> list[MetadataRecord]:
 
 def hand_over_one(
     state: Metadata, kept: Kept, node: str, *, drained_too: bool
-) -> list[MetadataRecord]:
+) -> list[LeaderAppointed]:
     """The same for one partition; `drained_too`: a drained node may take it."""
     _, _, partition = kept
     others = [
@@ -232,9 +232,9 @@ def elect_anew(
     return [_appoint((topic, number, partition), leader, partition.isr)]
 
 
-def prefer(state: Metadata) -> list[MetadataRecord]:
+def prefer(state: Metadata) -> list[LeaderAppointed]:
     """Leaderships back to the first replica of each partition, where that may lead; away from drained nodes."""
-    records: list[MetadataRecord] = []
+    records: list[LeaderAppointed] = []
     for kept in _all(state):
         _, _, partition = kept
         leader, first = partition.leader, partition.replicas[0]
