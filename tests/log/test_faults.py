@@ -385,6 +385,114 @@ def test_epochs_that_recovery_had_no_room_for_are_saved_before_the_next_batch(
     assert world.log.start_of_epoch(2) == 8
 
 
+@pytest.mark.parametrize(
+    "cuts",
+    [(41,), (44, 33), (36,), (48,), (28,), (26,), (27, 27), (15, 4), (3,)],
+    ids=["batch", "twice", "epoch", "end", "checkpoint", "segment", "below", "segments", "many"],
+)
+def test_wherever_the_power_goes_in_a_truncation_the_log_is_whole_and_longer_or_shorter(
+    cuts: tuple[int, ...],
+) -> None:
+    last, size = cuts[-1] // 2 * 2, 400 if cuts == (3,) else 4000
+    done, step = False, 0
+    while not done:
+        step += 1
+        world = World(None, step)
+        world.open(msgspec.structs.replace(SMALL, segment_size=size, fsync="never"))
+        world.fill(18, records=2, epoch=1)
+        world.log.begin_epoch(2)
+        world.run()
+        world.fill(6, records=2, epoch=2)
+        world.log.begin_epoch(3)
+        world.run()
+        flushed = world.log.flushed_offset
+        if size == 4000:
+            assert (world.log.segments[-1].base, flushed, world.log.end_offset) == (26, 28, 48)
+        ends = [48]
+        world.disk.crash_at = world.disk.operations + step
+        try:
+            for cut in cuts:
+                world.log.truncate("token", cut)
+                ends += [event.end_offset for event in world.run() if isinstance(event, Truncated)]
+            done = True
+        except PowerLost:
+            pass
+        world.disk.lose_power()
+        world.open()
+        end = world.log.end_offset
+        assert min(flushed, last) <= end <= ends[-1]
+        damaged = world.read_all()[1]  # what was not flushed may be lost in the middle
+        if len(ends) == 1:
+            assert all(first >= flushed for first, _ in damaged)
+        else:
+            assert damaged == []
+        if done:
+            assert (end, world.log.last_epoch) == (last, 2 if last > 36 else 1)
+        world.appended = [
+            kept
+            for kept in world.appended
+            if kept[0].base_offset < end
+            and not any(first <= kept[0].base_offset < behind for first, behind in damaged)
+        ]
+        assert world.read_all() == (world.kept(), damaged)
+        world.fill(9, records=2, epoch=4, size=70)
+        world.log.alter(msgspec.structs.replace(SMALL, fsync="always"))
+        world.run()
+        world.disk.lose_power()
+        world.open()
+        assert world.read_all() == (world.kept(), damaged)
+
+
+def test_a_truncation_waits_for_a_checkpoint_that_is_being_saved(simulated: World) -> None:
+    world = simulated
+    world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
+    world.fill(20)
+    world.log.want_checkpoint()
+    world.log.truncate("token", 10)
+    world.run()
+    world.appended = world.appended[:10]
+    world.fill(3, size=70)
+    world.disk.lose_power()
+    world.open()
+    assert world.log.end_offset == 13
+    assert world.read_all() == (world.kept(), [])
+
+
+@pytest.mark.parametrize("before", ["begun anew", "thinned", "deleted", "recovered", "closed"])
+def test_the_newest_batches_are_cut_whatever_came_before(simulated: World, before: str) -> None:
+    world = simulated
+    world.open(msgspec.structs.replace(SMALL, segment_size=5000))
+    world.fill(60, epoch=1)
+    if before == "begun anew":
+        world.log.restart("token", 200)
+        world.run()
+        world.appended.clear()
+    elif before == "thinned":
+        world.log.note_thinned("token", 60)
+    elif before == "deleted":
+        world.log.delete_before("token", 58)
+    elif before == "recovered":
+        world.disk.lose_power()
+        world.open()
+    else:
+        world.close()
+        world.open()
+    world.run()
+    world.fill(10, epoch=2, producer=(-1, -1, -1))
+    world.log.want_checkpoint()
+    world.run()
+    for cut in (4, 2):
+        end = world.log.end_offset
+        world.fill(6, epoch=2)
+        world.log.truncate("token", end + cut)
+        assert world.run() == [Truncated("token", end + cut)]
+        world.appended = world.appended[: len(world.appended) - 6 + cut]
+        world.disk.lose_power()
+        world.open()
+        assert world.log.end_offset == end + cut
+        assert world.read_all() == (world.kept(world.log.start_offset), [])
+
+
 # Failed writes and flushes ---
 
 

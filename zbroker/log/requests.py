@@ -214,7 +214,8 @@ class Truncate(Request):
     """Discards all from an offset on.
 
     The order: a checkpoint that promises nothing from there on, and snapshots and indexes that know of it gone;
-    then the files; then the epochs. After a crash in between, recovery finds a whole log, longer or shorter.
+    then the files, the newest first; then the epochs. After a crash in between, recovery finds a whole log, longer
+    or shorter.
 
     Usually little is cut, of which nothing but the file of the active segment knows: then that is all there is to
     do, and costs a flush, however large the segment is.
@@ -256,8 +257,11 @@ class Truncate(Request):
                 envelope.flush(files, self.owner, names.path(self.owner, base, names.LOG))
         if not only_file:
             self._step_back(files, kept, place)
-        for segment in self.segments[len(kept) :]:
+        for segment in reversed(self.segments[len(kept) :]):
             _remove(files, names.path(self.owner, segment.base, names.LOG))
+            envelope.flush_folder(
+                files, self.owner
+            )  # or a crash might leave a hole before the next one
         if kept:
             self._cut_last(files, kept[-1], place)
         if self.flush_folder or not only_file:
