@@ -493,6 +493,38 @@ def test_the_newest_batches_are_cut_whatever_came_before(simulated: World, befor
         assert world.read_all() == (world.kept(world.log.start_offset), [])
 
 
+def test_an_index_of_another_time_is_not_back_after_a_crash(simulated: World) -> None:
+    world = simulated
+    for seed in range(20):
+        world = World(None, seed)
+        world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
+        world.fill(10, timestamps=[5])
+        world.close()
+        world.open()
+        world.append()
+        world.disk.hook = lambda kind, path: stop(kind == "rename" and path.endswith(".index.tmp"))
+        with pytest.raises(PowerLost):
+            world.run()
+        world.disk.hook = None
+        world.disk.flush(world.path(names.path("", 0, ".index.tmp")[1:]))
+        world.disk.flush_folder(FOLDER)
+        world.open()
+        world.log.truncate("token", 0)
+        world.run()
+        world.fill(10, timestamps=[900])
+        world.log.want_checkpoint()
+        world.run()
+        world.disk.lose_power()
+        world.open()
+        assert world.find(900).offset == 0, seed
+        assert world.log.segments[-1].max_timestamp == 900, seed
+
+
+def stop(now: bool) -> None:
+    if now:
+        raise PowerLost
+
+
 # Failed writes and flushes ---
 
 
