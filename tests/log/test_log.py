@@ -435,6 +435,21 @@ def test_truncation_discards_from_the_batch_that_reaches_beyond(world: World) ->
     assert world.read_all() == (world.kept(), [])
 
 
+def test_what_is_cut_with_the_batch_in_which_the_log_starts_moves_the_start_back(
+    world: World,
+) -> None:
+    world.fill(5, records=4)
+    world.log.delete_before("token", 6)
+    world.log.truncate("token", 6)
+    world.run()
+    assert (world.log.start_offset, world.log.end_offset) == (4, 4)
+    world.crash()
+    assert (world.log.start_offset, world.log.end_offset) == (4, 4)
+    world.appended = world.appended[:1]
+    world.fill(1)
+    assert world.read_all() == (world.kept(4), [])
+
+
 def test_truncation_to_the_end_drops_epochs_that_begin_there(world: World) -> None:
     world.append(epoch=1)
     world.run()

@@ -334,6 +334,7 @@ class Truncate(Request):
             [(first, min(behind, end)) for first, behind in checkpoint.damaged]
         )
         checkpoint.clean = False
+        checkpoint.start = min(checkpoint.start, end)
         checkpoint.snapshot = UNSAVED
         save_checkpoint(files, self.owner, checkpoint)
         for offset in self.snapshots:
