@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from log.world import FOLDER, SMALL, World
 
-from zbroker.errors import InvalidRequest, NotReady, OffsetOutOfRange
+from zbroker.errors import InvalidRequest, NotReady, OffsetOutOfRange, UnknownProducer
 from zbroker.log import (
     Closed,
     Duplicate,
@@ -504,6 +504,22 @@ def test_a_truncation_knows_again_whom_a_checkpoint_knew_no_more(world: World, c
     world.run()
     _, repeated = world.make(producer=(7, 0, 0), time=1)
     assert world.log.producers.check(repeated) == Duplicate(0, 1, 0)
+
+
+def test_who_expired_in_what_is_removed_is_not_back_when_all_else_is_cut(world: World) -> None:
+    world.open(settings(producer_expiry=100))
+    world.append(producer=(7, 0, 0), time=1)
+    world.fill(20, time=1)
+    world.fill(20, time=500)
+    first = world.log.segments[-1].base
+    world.log.delete_before("token", first)
+    world.run()
+    world.append(producer=(7, 0, 0), time=501)
+    world.log.truncate("token", first)
+    world.run()
+    assert world.log.last_append_time == 500
+    with pytest.raises(UnknownProducer):
+        world.log.producers.check(world.make(producer=(7, 0, 1))[1])
 
 
 def test_a_truncation_takes_the_latest_timestamp_back(world: World) -> None:

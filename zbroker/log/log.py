@@ -454,8 +454,8 @@ class Log:
         assert segment.size == run.position
         if run.create:
             snapshot = self.producers.snapshot(segment.base, self._written_time)
-            if snapshot.producers:
-                self._rolled.append(snapshot)
+            if snapshot.producers or self._snapshots or self._rolled:
+                self._rolled.append(snapshot)  # nobody known is news, too, where somebody was
             self._checkpoint_due = self._checkpoint_due or bool(self.segments)
             self.segments.append(segment)
             self._creations += 1

@@ -444,7 +444,7 @@ class _Recovery:
             state.snapshots.remove(offset)
         bases = {segment.base for segment in state.segments}
         for snapshot in state.rolled:
-            if snapshot.producers and snapshot.offset in bases:
+            if (snapshot.producers or state.snapshots) and snapshot.offset in bases:
                 name = f"{snapshot.offset:020d}{names.PRODUCERS}"
                 if self._save_small(name, snapshot.encode()) and name not in self.listing:
                     state.snapshots.append(snapshot.offset)
