@@ -7,12 +7,14 @@ every opening:
 - nothing below the flushed offset is lost or changed, and what is there is what was appended;
 - nothing that failed, or was truncated, is back; a batch lost in the crash does not return under its epoch;
 - epochs that were begun are known, and each record's epoch is the one it was appended under;
-- the producers' state is what the whole past says, so that every duplicate is still known;
+- the producers' state is what the whole past says, so that every duplicate is still known, as after a truncation;
 - nothing but coded errors has come out.
 """
 
 from __future__ import annotations
 
+import copy
+import errno
 import random
 
 from zbroker.errors import DataDamaged
@@ -71,8 +73,9 @@ class History:
         """Lives for so many operations, and dies at last to be looked at once more."""
         operations = [
             *[self.append] * 8, *[self.let_work] * 6, self.drain, self.tick, *[self.read] * 2, self.find,
-            self.begin_epoch, self.truncate, self.delete, self.retain, self.close, self.kill,
+            self.begin_epoch, *[self.truncate] * 3, self.delete, self.retain, self.close, self.kill,
             self.power_loss, self.power_loss_soon, self.fill_disk, self.free_disk, self.alter, self.repeat,
+            *[self.checkpoint] * 2,
         ]  # fmt: skip
         for _ in range(steps):
             self.guarded(self.rng.choice(operations))
@@ -114,6 +117,8 @@ class History:
             if event.error is None:
                 self.past = [kept for kept in self.past if kept[0].base_offset < event.end_offset]
                 self.flushed = self.written = event.end_offset
+            if not self.damage and not self.log.damaged:
+                self.check_producers()
         else:
             assert event is None or isinstance(event, Opened | Closed), event
             assert not isinstance(event, Broken)
@@ -204,6 +209,23 @@ class History:
     def time_before(self, header: BatchHeader) -> int:
         at = [h.base_offset for h, _ in self.past].index(header.base_offset)
         return self.past[at - 1][0].append_time if at else -1
+
+    def checkpoint(self) -> None:
+        """One that is due; now and then there is room for all that goes with it, and not for itself."""
+        if self.log.state != "open":
+            return
+        self.log.want_checkpoint()
+        if self.rng.random() < 0.3:
+
+            def hook(kind: str, path: str) -> None:
+                if kind == "write" and path.endswith("checkpoint.tmp"):
+                    raise OSError(errno.ENOSPC, "as told", path)
+
+            self.disk.hook = hook
+            try:
+                self.drain()
+            finally:
+                self.disk.hook = None
 
     def begin_epoch(self) -> None:
         if self.log.state == "open" and self.truncating is None:
@@ -398,7 +420,8 @@ class History:
 
     def check_producers(self) -> None:
         log = self.log
-        mine = log.producers.snapshot(log.end_offset, log.last_append_time)
+        # A copy: a snapshot lets go of whom it does not name.
+        mine = copy.deepcopy(log.producers).snapshot(log.end_offset, log.last_append_time)
         reference = self.reference().snapshot(log.end_offset, log.last_append_time)
         assert mine.producers == reference.producers, f"{mine} instead of {reference}"
 
