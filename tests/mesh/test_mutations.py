@@ -5,6 +5,7 @@ A mistake that nobody notices means that a promise is not checked. Each is a pat
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from zbroker.cluster.election import Election
 from zbroker.cluster.metadata import Metadata
 from zbroker.log.log import Log
 from zbroker.log.producers import ProducerTable
-from zbroker.log.requests import Write
+from zbroker.log.requests import Truncate, Write
 from zbroker.protocol.peers import VoteRequest
 from zbroker.replication import leader as leader_module
 from zbroker.replication.follower import Follower
@@ -144,9 +145,11 @@ def keep_sequences_of_what_was_cut(patch: Patch) -> None:
     real = Log.on_event
 
     def on_event(self: Log, completion: Any, now: int) -> Any:
-        before = self.producers
+        if not isinstance(completion.request, Truncate):
+            return real(self, completion, now)
+        before = copy.deepcopy(self.producers)
         event = real(self, completion, now)
-        if type(completion.request).__name__ == "Truncate" and completion.error is None:
+        if completion.error is None:
             self.producers = before
         return event
 
