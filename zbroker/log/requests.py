@@ -259,9 +259,7 @@ class Truncate(Request):
             self._step_back(files, kept, place)
         for segment in reversed(self.segments[len(kept) :]):
             _remove(files, names.path(self.owner, segment.base, names.LOG))
-            envelope.flush_folder(
-                files, self.owner
-            )  # or a crash might leave a hole before the next one
+            envelope.flush_folder(files, self.owner)  # or a crash might leave a hole before it
         if kept:
             self._cut_last(files, kept[-1], place)
         if self.flush_folder or not only_file:
