@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     plan = frame.Plan(
         quick=told.quick,
+        aimed=told.quick and told.clients != "all",
         runs=told.runs or (1 if told.quick else 3),
         seconds=told.seconds or (0.6 if told.quick else 2.0),
         size=told.size or (128 << 20 if told.quick else 10 << 30),
@@ -66,10 +67,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--peers", default="all", help="kafka,nats,rabbitmq,redis, all or none")
     parser.add_argument("--runs", type=int, help="3; 1 with --quick")
+    parser.add_argument("--quick", action="store_true", help="few cases, each short: five minutes")
     parser.add_argument(
-        "--quick", action="store_true",
-        help="few cases, each short, of peers only what a target names: five minutes",
-    )  # fmt: skip
+        "--clients", choices=["all"], help="of peers; in a quick run only those that a target names"
+    )
     parser.add_argument("--json", type=Path, help="where every value goes")
     parser.add_argument("--case", default="", help="only cases whose name has this in it")
     parser.add_argument(

@@ -32,13 +32,15 @@ class Plan:
     """How much is measured.
 
     Attributes:
-        quick: few cases, each short: five minutes for all systems.
+        quick: few cases, each short.
+        aimed: of peers, only what a target names: five minutes for all systems, with `quick`.
         runs: how often every case is measured.
         seconds: how long a producer sends.
         size: bytes in the log of the node that is restarted.
     """
 
     quick: bool = False
+    aimed: bool = False
     runs: int = 3
     seconds: float = 2.0
     size: int = 10 << 30
@@ -54,7 +56,7 @@ class Case:
         arena: the servers that it needs; None where it starts its own.
         action: clients that know this take part.
         measure: does it once, and gives figures by metric.
-        quick: whether it is part of a quick run: there a peer's client does it where a target names both.
+        quick: whether it is part of a quick run.
         spoils: its servers are of no use to others afterwards.
         unless: systems that do not take part, with the sentence that says why.
     """
@@ -240,7 +242,7 @@ class Session:
             for client in system.clients:
                 if case.action not in client.does:
                     continue
-                if self.plan.quick and not compares(system, client, case.scenario, case.name):
+                if self.plan.aimed and not compares(system, client, case.scenario, case.name):
                     continue
                 yield case, client
 

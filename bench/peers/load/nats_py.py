@@ -166,11 +166,22 @@ async def failover(told: Told) -> dict[str, Any]:
     return acked.result()
 
 
+async def counted(js: Any, topic: str) -> int:
+    """How many records a stream has; a cluster that has lost a server may take a while to say so."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return int((await js.stream_info(topic)).state.messages)
+        except nats.errors.TimeoutError:
+            if time.monotonic() > until:
+                raise
+
+
 async def failover_read(told: Told) -> dict[str, Any]:
     """What of it is there."""
     link = await connect(told)
     js, found, over = link.jetstream(timeout=5), load.Numbers(told), asyncio.Event()
-    count = (await js.stream_info(told.topic)).state.messages
+    count = await counted(js, told.topic)
 
     async def take(message: Any) -> None:
         found.take((message.data,))
