@@ -81,9 +81,8 @@ def save(files: Files, folder: str, name: str, data: bytes, *, durable: bool = T
     """
     path = f"{folder}/{name}"
     temporary = path + names.TEMPORARY
-    if (
-        not durable
-    ):  # or what a crash left there could be back after the next one, whole and of another time
+    if not durable:
+        # Else what a crash left there could be back after the next one, whole and of another time.
         with contextlib.suppress(FileNotFoundError):
             files.remove(temporary)
     try:
