@@ -211,6 +211,7 @@ class Session:
                     try:
                         if arena is not None and not _does(ground, arena):
                             stack.close()
+                            ground.running = None  # also where no others start in their place
                             servers = _made(Path(folder) / f"servers{next(numbers)}")
                             ground.running = stack.enter_context(system.start(servers, arena))
                             ground.memo.clear()
@@ -221,6 +222,7 @@ class Session:
                     except BenchError as error:
                         self.results.fail(system.name, case.scenario, case.name, str(error))
                         self.say(f"FAILED {system.title}, {arena}: {error}")
+                        ground.running = None
                         break
                     warming += time.monotonic() - start
                     self._measure(run, ground, case, client)
