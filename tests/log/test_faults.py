@@ -231,8 +231,7 @@ def test_delete_before_and_truncate_on_a_full_disk_say_so_and_change_nothing(
 ) -> None:
     world = simulated
     world.fill(5)
-    world.log.want_checkpoint()  # or nothing but the segment knew of what is cut, which takes no room
-    world.run()
+    world.checkpoint()  # or nothing but the segment knew of what is cut, which takes no room
     world.disk.budget = 0
     world.log.delete_before("token", 3)
     (moved,) = world.run()
@@ -251,8 +250,7 @@ def test_what_nothing_but_the_active_segment_knows_of_is_cut_for_the_price_of_a_
     world = simulated
     world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
     world.fill(50)
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     world.fill(50)
     steps = order(world)
     world.log.truncate("token", 97)
@@ -276,8 +274,7 @@ def test_what_a_checkpoint_knows_of_is_cut_only_once_another_one_is_on_disk(
     world = simulated
     world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
     world.fill(50)
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     steps = order(world)
     world.log.truncate("token", 48)
     world.run()
@@ -295,15 +292,13 @@ def test_an_index_that_a_truncation_removed_is_saved_with_the_next_checkpoint(
     world = simulated
     world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
     world.fill(50)
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     world.log.truncate("token", 10)
     world.run()
     assert not world.names(".index")
     world.appended = world.appended[:10]
     world.fill(20)
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     assert world.names(".index")
 
 
@@ -313,19 +308,16 @@ def test_a_checkpoint_without_room_leaves_no_index_of_what_is_cut_afterwards(
     world = simulated
     world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
     world.fill(10)
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     world.fill(30)
     fail_at(world, "write", "checkpoint.tmp", errno.ENOSPC)
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     world.log.truncate("token", 12)
     world.run()
     world.appended = world.appended[:12]
     world.fill(12, size=37, timestamps=[7])
     fail_at(world, "write", ".index.tmp", errno.ENOSPC)
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     world.crash()
     index = world.log.segments[-1].index
     assert index is not None
@@ -341,21 +333,18 @@ def test_a_checkpoint_without_room_leaves_no_producer_of_what_is_cut_afterwards(
     world = simulated
     world.open(msgspec.structs.replace(SMALL, segment_size=1 << 20))
     world.fill(10)
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     for sequence in range(10):
         world.append(producer=(7, 0, sequence))
     world.run()
     fail_at(world, "write", "checkpoint.tmp", errno.ENOSPC)
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     world.log.truncate("token", 10)
     world.run()
     for sequence in range(20):
         world.append(producer=(8, 0, sequence))
     world.run()
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     world.crash()
     world.log.truncate("token", 25)
     world.run()
@@ -378,8 +367,7 @@ def test_epochs_that_recovery_had_no_room_for_are_saved_before_the_next_batch(
     world.crash()
     assert world.log.end_offset == world.log.start_of_epoch(2) == 8
     world.fill(2, epoch=2)
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     world.fill(2, epoch=2)
     world.crash()
     assert world.log.start_of_epoch(2) == 8
@@ -479,8 +467,7 @@ def test_the_newest_batches_are_cut_whatever_came_before(simulated: World, befor
         world.open()
     world.run()
     world.fill(10, epoch=2, producer=(-1, -1, -1))
-    world.log.want_checkpoint()
-    world.run()
+    world.checkpoint()
     for cut in (4, 2):
         end = world.log.end_offset
         world.fill(6, epoch=2)

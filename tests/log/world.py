@@ -108,6 +108,11 @@ class World:
         assert isinstance(event, Closed)
         return event
 
+    def checkpoint(self) -> list[Event]:
+        """One is saved now, if there is room."""
+        self.log.want_checkpoint()
+        return self.run()
+
     def tick(self, ms: int) -> list[Event]:
         self.now += ms
         self.log.on_tick(self.now)
