@@ -83,6 +83,18 @@ def test_what_is_spoilt_is_found_in_several_partitions(told: Told, spoil: object
         bad.finish([40])
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_records_that_nobody_sent_are_found(told: Told, lanes: int) -> None:
+    told._values.update(counts="40,40", lanes=lanes)
+    checker = load.Checker(told)
+    checker.take(0, [*sent(told, 40), *sent(told, 40, 1), *sent(told, 1, 2)])
+    with pytest.raises(ValueError, match=r"\[2\]"):
+        checker.finish([40, 40])
+    beyond = bytes([0]) + LENGTH.to_bytes(3, "big") + bytes(SIZE - load.HEAD)
+    with pytest.raises(ValueError, match="never sent"):
+        load.Checker(told).take(0, [beyond])
+
+
 @pytest.mark.parametrize("spoil", [spoil_lost, spoil_doubled, spoil_end])
 def test_ends_see_that_records_are_missing_or_too_many(told: Told, spoil: object) -> None:
     values = sent(told, 40)
