@@ -54,6 +54,7 @@ class ReadLedger:
             self._begin(client, size, start)
         else:
             self._waiting.setdefault(client, deque()).append((size, start))
+            self._admit(client)  # who asks again has taken a chunk, as a rule
 
     def done(self, client: bytes, size: int) -> None:
         """A chunk that was asked for has been read and handed to the transport."""

@@ -37,6 +37,8 @@ HANDSHAKE_MS = 3000
 """How long a TCP connection may stay silent before it is dropped."""
 SEEN_MAX_MS = 60_000
 """How long a silent client counts towards the limit on clients."""
+SETTLE_S = 0.01
+"""Seconds from one look at what all clients have taken to the next: it costs as much as there are clients."""
 
 # Plain numbers: zmq's own are enumerations, and combining those costs more than sending.
 NOBLOCK = int(zmq.NOBLOCK)
@@ -60,6 +62,7 @@ class Sockets:
         self._seen: OrderedDict[bytes, int] = OrderedDict()
         self._unread: dict[bytes, deque[tuple[zmq.MessageTracker, int]]] = {}
         self._unread_total = 0
+        self._settled_at = 0.0
         self._prefixes: Counter[bytes] = Counter()
         self._wanted: dict[bytes, bool] = {}
         self.unsettled: set[zmq.Socket[bytes]] = set()
@@ -210,15 +213,9 @@ class Sockets:
     def unread(self, client: bytes | None) -> int:
         """Bytes of chunks that a client, or (None) all together, have yet to take."""
         if client is None:
+            self._settle_all()
             return self._unread_total
-        unread = self._unread.get(client)
-        if unread is None:
-            return 0
-        while unread and unread[0][0].done:
-            self._unread_total -= unread.popleft()[1]
-        if not unread:
-            del self._unread[client]
-        return sum(size for _, size in unread)
+        return self._settle(client)
 
     def client_count(self) -> int:
         """How many clients have spoken lately."""
@@ -236,6 +233,25 @@ class Sockets:
         assert tracker is not None
         self._unread.setdefault(client, deque()).append((tracker, len(body)))
         self._unread_total += len(body)
+
+    def _settle(self, client: bytes) -> int:
+        """Strikes off what a client has taken, or will never take; answers what is left."""
+        unread = self._unread.get(client)
+        if unread is None:
+            return 0
+        while unread and unread[0][0].done:
+            self._unread_total -= unread.popleft()[1]
+        if not unread:
+            del self._unread[client]
+        return sum(size for _, size in unread)
+
+    def _settle_all(self) -> None:
+        """Also of those who ask for nothing more: a client that is gone must not count for ever."""
+        now = time.monotonic()
+        if now >= self._settled_at + SETTLE_S:
+            for client in list(self._unread):
+                self._settle(client)
+            self._settled_at = now
 
     def _admit(self, client: bytes, now: int) -> bool:
         """Whether the client is among as many as are allowed; silent ones make room."""
