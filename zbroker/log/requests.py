@@ -26,6 +26,8 @@ from zbroker.log.storage import Files, Request, Storage
 from zbroker.protocol.batch import Buffer
 
 PROBE_SIZE = 1 << 20
+QUICK_MAX = 16 << 10
+"""Bytes up to which a write into the operating system's cache takes less than to hand it to a thread and back."""
 
 Purpose = Literal["flush", "checkpoint", "mark", "move", "exchange", "close"]
 """Why the log asked for upkeep: to flush; to bound what a restart scans; to say on disk that it is in use, before
@@ -63,6 +65,14 @@ class Write(Request):
     epochs: bytes | None
     flush: list[int]
     flush_folder: bool
+
+    @property
+    def quick(self) -> bool:
+        """Whether it is a small run that is flushed later, to a segment that is there."""
+        return (
+            not self.flush and self.epochs is None and not self.create
+            and sum(map(len, self.buffers)) <= QUICK_MAX
+        )  # fmt: skip
 
     def run(self, files: Files) -> None:
         """All or nothing: after a full disk the file is back where it was."""

@@ -80,7 +80,7 @@ class Files(Protocol):
 
 
 class Request(msgspec.Struct, eq=False, kw_only=True):
-    """Work for a storage. Subclasses carry what they need and do it in `run`, off the reactor.
+    """Work for a storage. Subclasses carry what they need and do it in `run`, off the reactor unless `quick`.
 
     Attributes:
         owner: the folder of the log that asked, by which completions are routed.
@@ -89,6 +89,11 @@ class Request(msgspec.Struct, eq=False, kw_only=True):
 
     owner: str
     lane: Lane
+
+    @property
+    def quick(self) -> bool:
+        """Whether it only puts a few KiB into a file that is there, and waits for no disk as a rule."""
+        return False
 
     def run(self, files: Files) -> Any:
         """Does the work and returns what `Completion.result` is to be."""

@@ -1,7 +1,8 @@
 """The node's loop: one thread that owns the sockets, and calls the broker with what comes and with the time.
 
 Owns the order of a turn: completions first, for they free what others wait for, then what other nodes say, then
-requests, then subscriptions, each at most so many a turn that none starves the others, then what is due by time.
+requests, then subscriptions, each at most so many a turn that none starves the others, then what is due by time, and at
+last the small writes that all of this has brought about.
 What is due about every 100 ms is done when something else wakes the node, such as a heartbeat, as far as that comes in
 time: an idle node wakes up once for both.
 """
@@ -69,6 +70,7 @@ class Reactor:
         now = ticked = monotonic_ms()
         deadline = None
         broker.start(now, wall_ms())
+        self._write_quickly(now)
         while broker.state not in ("stopped", "failed"):
             ready = poller.poll(max(0, self._next(ticked) - now), self._unsettled())
             now = monotonic_ms()
@@ -109,6 +111,7 @@ class Reactor:
                 broker.stop()
             if deadline is not None and now >= deadline:
                 break
+            self._write_quickly(now)
         poller.close()
 
     def _next(self, ticked: int) -> int:
@@ -125,6 +128,12 @@ class Reactor:
         self._sockets.unsettled.clear()
         self._links.unsettled.clear()
         return unsettled
+
+    def _write_quickly(self, now: int) -> None:
+        """What is quick is done, and what follows from it, and what is quick of that."""
+        while done := self._storage.run_quick():
+            for completion in done:
+                self._broker.on_event(completion, now)
 
     def _look_at_links(self, now: int) -> None:
         """What the links to other nodes show."""

@@ -1,7 +1,12 @@
-"""Disk work on threads: the `Storage` port of a running node.
+"""Disk work: the `Storage` port of a running node, on threads, and what is over at once on the reactor itself.
 
 Owns a few threads a lane, and the wake-up of the reactor. A log never has two writes outstanding, so the threads of
 the write lane need no order among themselves. Never decides anything: a request says what it does.
+
+A small write into the operating system's cache takes 20 microseconds, and to hand it to a thread and back, 100. So what
+is `quick` runs on the reactor, before it waits again, as long as the disk is at rest: nothing is being written, flushed
+or compacted on a thread. Where such a write takes long all the same (somebody else's disk work, a journal that is
+full), the threads do them for a second, and for longer each time that it happens again soon.
 """
 
 from __future__ import annotations
@@ -9,20 +14,35 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from zbroker.log.storage import Completion, Files, Lane, Request, execute
 
 THREADS: dict[Lane, int] = {"write": 2, "flush": 2, "read": 2, "compaction": 1, "metadata": 1}
 """Threads a lane. Metadata have their own, so that they never queue behind data; compaction has one, for it is work."""
+LONG_S = 0.002
+"""Seconds that a quick request must not take."""
+REST_S, REST_MAX_S = 1.0, 60.0
+"""Seconds for which the threads do quick requests after one that took long: at first, and at most."""
 
 
 class ThreadedStorage:
-    """Runs requests on threads; completions are picked up by the reactor when `fileno` is readable."""
+    """Runs requests; completions are picked up by the reactor, whose thread alone calls this."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            clock: seconds, by which quick requests are timed.
+        """
         self._files = files
+        self._clock = clock
+        self._quick: deque[Request] = deque()
+        self._handed = 0
+        """Requests on threads that use the disk: all but reads."""
+        self._rest, self._rests_until = REST_S, 0.0
         self._done: deque[Completion] = deque()
         self._signalled = False
         self._reading, self._writing = os.pipe()
@@ -43,14 +63,27 @@ class ThreadedStorage:
 
     def submit(self, request: Request) -> None:
         """Queues a request; never blocks."""
+        if not self._handed and request.quick and self._clock() >= self._rests_until:
+            self._quick.append(request)
+            return
+        self._handed += request.lane != "read"
         self._lanes[request.lane].put(request)
 
     def fileno(self) -> int:
-        """Readable while completions wait."""
+        """Readable while completions of the threads wait."""
         return self._reading
 
+    def run_quick(self) -> deque[Completion]:
+        """Does what is quick, oldest first; to be called until it does nothing before the reactor waits."""
+        done: deque[Completion] = deque()
+        while self._quick:
+            began = self._clock()
+            done.append(execute(self._files, self._quick.popleft()))
+            self._took(began, self._clock())
+        return done
+
     def completions(self) -> deque[Completion]:
-        """What is done since the last call, oldest first."""
+        """What is done on threads since the last call, oldest first."""
         if not self._signalled:
             return deque()
         with contextlib.suppress(BlockingIOError):
@@ -59,11 +92,14 @@ class ThreadedStorage:
         self._signalled = False
         done: deque[Completion] = deque()
         while self._done:
-            done.append(self._done.popleft())
+            completion = self._done.popleft()
+            self._handed -= completion.request.lane != "read"
+            done.append(completion)
         return done
 
     def close(self) -> None:
         """Ends the threads once all that was queued is done."""
+        self.run_quick()
         for lane, count in THREADS.items():
             for _ in range(count):
                 self._lanes[lane].put(None)
@@ -71,6 +107,13 @@ class ThreadedStorage:
             thread.join()
         os.close(self._reading)
         os.close(self._writing)
+
+    def _took(self, began: float, ended: float) -> None:
+        """After a request that took long the reactor keeps away from the disk, longer if that was not the first."""
+        if ended - began > LONG_S:
+            recent = began < self._rests_until + 10 * self._rest
+            self._rest = min(2 * self._rest, REST_MAX_S) if recent else REST_S
+            self._rests_until = ended + self._rest
 
     def _work(self, lane: Lane) -> None:
         queue = self._lanes[lane]
