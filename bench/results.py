@@ -21,7 +21,7 @@ from bench.peers.base import Client
 
 LESS_IS_BETTER = {
     "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "worst ms", "gap ms", "ms", "s", "MiB", "% of a core",
-    "install MiB", "install s", "KiB a client",
+    "install MiB", "install s", "KiB a client", "wake-ups a record", "threads", "µs a record",
 }  # fmt: skip
 
 

@@ -7,6 +7,8 @@ and consumer are two processes of the same client.
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.doing import all_of
 from bench.frame import Case, Figures, Ground, Plan
 from bench.peers.base import Arena, Client
@@ -19,15 +21,20 @@ ARENAS = {
 }
 
 
+def told_of(topic: str, rate: int, plan: Plan) -> dict[str, Any]:
+    """What producer and consumer are told."""
+    return {
+        "topic": topic, "size": SIZE, "rate": rate, "seconds": 3 if plan.quick else 15,
+        "skip": 1 if plan.quick else 2, "linger": 0 if rate <= 1000 else 1,
+    }  # fmt: skip
+
+
 def case(where: str, rate: int, plan: Plan) -> Case:
     """One rate on one kind of cluster."""
 
     def measure(ground: Ground, client: Client) -> Figures:
         with ground.topic() as topic:
-            told = {
-                "topic": topic, "size": SIZE, "rate": rate, "seconds": 3 if plan.quick else 15,
-                "skip": 1 if plan.quick else 2, "linger": 0 if rate <= 1000 else 1,
-            }  # fmt: skip
+            told = told_of(topic, rate, plan)
             reader = ground.worker(client, "latency_consume", **told)
             writer = ground.worker(client, "latency_produce", **told)
             with all_of((reader, writer)):
