@@ -210,8 +210,11 @@ class Bare:
     def until(self, wanted: type | Callable[[], bool]) -> None:
         """Works as the reactor does."""
         while True:
-            select.select([self.storage], [], [], 0.1)
-            for completion in self.storage.completions():
+            completions = self.storage.run_quick()
+            if not completions:
+                select.select([self.storage], [], [], 0.1)
+                completions = self.storage.completions()
+            for completion in completions:
                 event = self.timed(lambda: self.log.on_event(completion, 0))  # noqa: B023
                 if isinstance(wanted, type) and isinstance(event, wanted):
                     return

@@ -22,16 +22,24 @@ from bench.results import Results, better
 from bench.worker import ROOT
 
 RESULTS = ROOT / "bench" / "results"
-COMPARISON, RARE, COSTS, MODEL = (
-    RESULTS / f"{name}.json" for name in ("comparison", "rare", "costs", "model")
+LATENCY, COMPARISON, RARE, STAGES, COSTS, MODEL = (
+    RESULTS / f"{name}.json"
+    for name in ("latency", "comparison", "rare", "stages", "costs", "model")
 )
-"""`RARE` is what takes too long to be measured each time; of what is in both, `COMPARISON` counts."""
+COMPARED = {
+    COMPARISON: "",
+    LATENCY: "Latencies, for longer each: ",
+    RARE: "What takes long, less often: ",
+}
+"""What a comparison is put together from, and what is said of each: `LATENCY` has more records than a quick run, and
+`RARE` what takes too long to be measured each time."""
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 PICTURES = {theme: ROOT / "docs" / f"comparison-{theme}.svg" for theme in chart.THEMES}
 PART = re.compile(r"(<!-- measured: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GROUPS = (
     ("produce", "records/s"), ("replicated", "records/s"), ("latency", "p50 ms"), ("latency", "p99 ms"),
-    ("latency", "p99.9 ms"), ("fanout", "delivered/s"), ("replay", "records/s"),
+    ("latency", "p99.9 ms"), ("wakes", "wake-ups a record"), ("wakes", "threads"), ("wakes", "µs a record"),
+    ("fanout", "delivered/s"), ("replay", "records/s"),
     ("interference", "alone records/s"), ("interference", "records/s"), ("interference", "replay records/s"),
     ("interference", "live records/s"), ("asyncio_faces", "records/s"), ("topics", "create s"),
     ("topics", "records/s"), ("clients", "KiB a client"), ("clients", "records/s"), ("leader_goes", "gap ms"),
@@ -68,12 +76,14 @@ def conditions(head: dict[str, Any]) -> str:
 
 
 def comparison() -> Results:
-    """The committed comparison, with what is measured rarely behind it."""
-    found, rare = Results.read(COMPARISON), Results.read(RARE)
-    there = {(row.scenario, row.case) for row in found.rows}
-    found.rows += [row for row in rare.rows if (row.scenario, row.case) not in there]
-    found.skipped += [entry for entry in rare.skipped if entry not in found.skipped]
-    found.failed += [e for e in rare.failed if (e["scenario"], e["case"]) not in there]
+    """The committed comparison; of a case that several files have, the first that is named here counts."""
+    found = Results(Results.read(COMPARISON).head)
+    for path in (LATENCY, COMPARISON, RARE):
+        there = {(row.scenario, row.case) for row in found.rows}
+        part = Results.read(path)
+        found.rows += [row for row in part.rows if (row.scenario, row.case) not in there]
+        found.skipped += [entry for entry in part.skipped if entry not in found.skipped]
+        found.failed += [e for e in part.failed if (e["scenario"], e["case"]) not in there]
     return found
 
 
@@ -82,10 +92,12 @@ def comparison() -> Results:
 
 def measured_head() -> str:
     """What was run, and what ran."""
-    head, rare = Results.read(COMPARISON).head, Results.read(RARE).head
+    head = Results.read(COMPARISON).head
     rows = [[TITLES[name], version] for name, version in head["versions"].items()]
-    where = f"{conditions(head)}\n\nWhat takes long, less often: {conditions(rare)}\n\n"
-    return where + table(("system", "server; clients"), rows)
+    parts = (
+        f"{words}{conditions(Results.read(path).head)}\n\n" for path, words in COMPARED.items()
+    )
+    return "".join(parts) + table(("system", "server; clients"), rows)
 
 
 def measured_chart() -> str:
@@ -165,6 +177,19 @@ def measured_behind() -> str:
         if not one.met
     ]
     return "\n".join(lines or ["Nowhere in this run."]) + "\n"
+
+
+def measured_stages() -> str:
+    """Where the time goes of a record that travels alone."""
+    found = json.loads(STAGES.read_text(encoding="utf-8"))
+    rows = [
+        [row["stage"], f"{row['p50_us']:.0f}", f"{row['p90_us']:.0f}"]
+        for row in found["rows"]
+        if row["stage"] != "whole"
+    ]
+    whole = next(row for row in found["rows"] if row["stage"] == "whole")
+    rows.append(["**all of it**", f"**{whole['p50_us']:.0f}**", f"**{whole['p90_us']:.0f}**"])
+    return conditions(found["head"]) + "\n\n" + table(("stage", "p50, µs", "p90, µs"), rows)
 
 
 def measured_costs() -> str:

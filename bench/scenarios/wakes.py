@@ -7,6 +7,7 @@ them use of the cores is not there for others. A wake-up is a voluntary context 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,10 +33,11 @@ def used(pids: Iterable[int]) -> dict[int, Used]:
     found = {}
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").iterdir():
-            words = (task / "status").read_text(encoding="ascii").split()
-            wakes = int(words[words.index("voluntary_ctxt_switches:") + 1])
-            ran = int((task / "schedstat").read_text(encoding="ascii").split()[0])
-            found[int(task.name)] = Used(wakes, ran)
+            with contextlib.suppress(OSError):  # it has just ended
+                words = (task / "status").read_text(encoding="ascii").split()
+                wakes = int(words[words.index("voluntary_ctxt_switches:") + 1])
+                ran = int((task / "schedstat").read_text(encoding="ascii").split()[0])
+                found[int(task.name)] = Used(wakes, ran)
     return found
 
 

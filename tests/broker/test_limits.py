@@ -72,3 +72,19 @@ def test_with_nothing_left_for_all_a_client_without_a_chunk_still_gets_one() -> 
     reading.sent(b"a")
     assert reading.begun == [(b"a", 1), (b"a", 2), (b"a", 3)]
     assert reading.ledger.idle
+
+
+def test_a_thousand_that_are_refused_at_once_do_not_begin_each_other() -> None:
+    """As when a topic is deleted under a reader whose chunks wait their turn."""
+    reading, client, refused = Reading(per_client=1, total=10), b"a", []
+
+    def start(number: int) -> None:
+        refused.append(number)
+        reading.ledger.done(client, 1)
+
+    reading.ask(client)
+    for number in range(3000):
+        reading.ledger.ask(client, 1, lambda number=number: start(number))  # type: ignore[misc]
+    reading.ledger.done(client, 1)
+    assert refused == list(range(3000))
+    assert reading.ledger.idle

@@ -106,6 +106,20 @@ def test_a_fetch_at_the_end_waits_and_is_answered_empty_handed(world: World) -> 
     world.check_rest()
 
 
+@pytest.mark.parametrize("max_bytes", [0, 1])
+def test_fetches_of_no_size_get_a_batch_each(world: World, max_bytes: int) -> None:
+    world.produce(b"a")
+    world.produce(b"b")
+    numbers = [world.send(Fetch(topic="t", offset=n, max_bytes=max_bytes)) for n in (0, 1, 0)]
+    world.run()
+    assert [rows(world.chunk(number)) for number in numbers] == [
+        [(0, b"a")],
+        [(1, b"b")],
+        [(0, b"a")],
+    ]
+    world.check_rest()
+
+
 def test_a_partition_at_rest_is_told_the_time_again_once_somebody_waits(world: World) -> None:
     ((partition,),) = [[*kept.values()] for kept in world.broker.partitions.values()]
     world.tick()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import select
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +25,17 @@ class Work(Request):
     small: bool = True
     until: Any = None
     takes: Any = None
+    fails: bool = False
+    """Only as `quick`."""
 
     @property
     def quick(self) -> bool:
         return self.small
+
+    def attempt(self, files: Files) -> None:
+        if self.fails:
+            raise OSError(errno.ENOSPC, "full")
+        self.run(files)
 
     def run(self, files: Files) -> int:
         if self.takes is not None:
@@ -53,9 +62,7 @@ class Disk:
 
     def here(self) -> list[Request]:
         """What the reactor has done itself."""
-        done = self.storage.run_quick()
-        assert all(completion.result == threading.get_ident() for completion in done)
-        return [completion.request for completion in done]
+        return [completion.request for completion in self.storage.run_quick()]
 
     def elsewhere(self, count: int = 1) -> list[Completion]:
         """What threads have done."""
@@ -97,6 +104,42 @@ def test_while_a_thread_is_at_the_disk_the_reactor_keeps_away_from_it(
     disk.elsewhere(2)
     again = disk.work()
     assert disk.here() == [again]
+
+
+def test_what_was_queued_goes_to_a_thread_where_one_came_to_the_disk_meanwhile(disk: Disk) -> None:
+    """An interval's flush is asked for in the same turn, of the same file perhaps."""
+    gate = threading.Event()
+    work = disk.work()
+    disk.work("flush", small=False, until=gate)
+    assert disk.here() == []
+    gate.set()
+    assert work in [completion.request for completion in disk.elsewhere(2)]
+
+
+def test_what_fails_is_done_by_a_thread(disk: Disk) -> None:
+    work = disk.work(fails=True)
+    assert disk.here() == []
+    assert [completion.request for completion in disk.elsewhere()] == [work]
+
+
+def test_once_a_turn_took_long_the_rest_of_it_goes_to_threads(disk: Disk) -> None:
+    first, second, third = (
+        disk.work(seconds=0.6 * LONG_S),
+        disk.work(seconds=0.6 * LONG_S),
+        disk.work(),
+    )
+    assert disk.here() == [first, second]
+    assert [completion.request for completion in disk.elsewhere()] == [third]
+    disk.now += REST_S * 1.01
+    again = disk.work()
+    assert disk.here() == [again], "it was one incident"
+
+
+def test_the_reactor_is_not_woken_again_for_what_it_knows(disk: Disk) -> None:
+    disk.work(small=False)
+    disk.elsewhere()
+    assert not disk.storage.completions()
+    assert select.select([disk.storage], [], [], 0)[0] == []
 
 
 def test_reads_do_not_keep_the_reactor_away(disk: Disk) -> None:

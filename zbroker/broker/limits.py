@@ -42,6 +42,8 @@ class ReadLedger:
         self._reading: dict[bytes, int] = {}
         self._reading_total = 0
         self._waiting: dict[bytes, deque[tuple[int, Callable[[], None]]]] = {}
+        self._admitting: set[bytes] = set()
+        """Clients whose waiting requests are being begun: one that is refused at once is not to begin the next."""
 
     @property
     def idle(self) -> bool:
@@ -73,11 +75,15 @@ class ReadLedger:
 
     def _admit(self, client: bytes) -> None:
         waiting = self._waiting.get(client)
+        if waiting is None or client in self._admitting:
+            return
+        self._admitting.add(client)
         while waiting and self._has_room(client, waiting[0][0]):
             size, start = waiting.popleft()
             self._begin(client, size, start)
-        if waiting is not None and not waiting:
-            self._waiting.pop(client, None)
+        self._admitting.remove(client)
+        if not waiting:
+            del self._waiting[client]
 
     def _begin(self, client: bytes, size: int, start: Callable[[], None]) -> None:
         self._reading[client] = self._reading.get(client, 0) + size

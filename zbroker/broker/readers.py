@@ -156,7 +156,7 @@ class Readers:
             )
 
     def _read(self, to: Conversation, request: Fetch) -> None:
-        size = request.max_bytes = min(request.max_bytes, self._fetch_max)
+        size = request.max_bytes = max(1, min(request.max_bytes, self._fetch_max))
         self._ledger.ask(to.client, size, lambda: self._start_reading(to, request))
 
     def _start_reading(self, to: Conversation, request: Fetch) -> None:

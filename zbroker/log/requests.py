@@ -74,6 +74,11 @@ class Write(Request):
             and sum(map(len, self.buffers)) <= QUICK_MAX
         )  # fmt: skip
 
+    def attempt(self, files: Files) -> None:
+        """Only writes: the same bytes at the same place, if it has to be done again."""
+        if self.base >= 0:
+            files.write(names.path(self.owner, self.base, names.LOG), self.position, self.buffers)
+
     def run(self, files: Files) -> None:
         """All or nothing: after a full disk the file is back where it was."""
         if self.epochs is not None:

@@ -95,6 +95,14 @@ class Request(msgspec.Struct, eq=False, kw_only=True):
         """Whether it only puts a few KiB into a file that is there, and waits for no disk as a rule."""
         return False
 
+    def attempt(self, files: Files) -> None:
+        """Does it where it is `quick`.
+
+        Raises:
+            OSError: it has come to nothing; to `run` it says why, and takes back what there is of it.
+        """
+        raise NotImplementedError
+
     def run(self, files: Files) -> Any:
         """Does the work and returns what `Completion.result` is to be."""
         raise NotImplementedError

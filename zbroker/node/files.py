@@ -193,8 +193,9 @@ class RealFiles:
     def _give_back(self, held: _Descriptor) -> None:
         with self._lock:
             held.users -= 1
-            if held.gone and not held.users:
-                os.close(held.fd)
+            last = held.gone and not held.users
+        if last:  # it may free a large file that was removed, and nobody is to wait for that
+            os.close(held.fd)
 
     def _forget(self, path: str) -> None:
         """Closes what is open under a name, or below it, since the name now means something else."""

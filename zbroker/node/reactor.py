@@ -71,11 +71,13 @@ class Reactor:
         deadline = None
         broker.start(now, wall_ms())
         self._write_quickly(now)
+        now = monotonic_ms()
         while broker.state not in ("stopped", "failed"):
             ready = poller.poll(max(0, self._next(ticked) - now), self._unsettled())
             now = monotonic_ms()
-            for completion in storage.completions():
-                broker.on_event(completion, now)
+            if storage.fileno() in ready:
+                for completion in storage.completions():
+                    broker.on_event(completion, now)
             if links.fileno() in ready:
                 self._look_at_links(now)
             for lane, most in A_TURN.items():
@@ -112,6 +114,7 @@ class Reactor:
             if deadline is not None and now >= deadline:
                 break
             self._write_quickly(now)
+            now = monotonic_ms()
         poller.close()
 
     def _next(self, ticked: int) -> int:

@@ -247,11 +247,10 @@ class Sockets:
 
     def _settle_all(self) -> None:
         """Also of those who ask for nothing more: a client that is gone must not count for ever."""
-        now = time.monotonic()
-        if now >= self._settled_at + SETTLE_S:
+        if time.monotonic() >= self._settled_at + SETTLE_S:
             for client in list(self._unread):
                 self._settle(client)
-            self._settled_at = now
+            self._settled_at = time.monotonic()
 
     def _admit(self, client: bytes, now: int) -> bool:
         """Whether the client is among as many as are allowed; silent ones make room."""

@@ -4,9 +4,10 @@ Owns a few threads a lane, and the wake-up of the reactor. A log never has two w
 the write lane need no order among themselves. Never decides anything: a request says what it does.
 
 A small write into the operating system's cache takes 20 microseconds, and to hand it to a thread and back, 100. So what
-is `quick` runs on the reactor, before it waits again, as long as the disk is at rest: nothing is being written, flushed
-or compacted on a thread. Where such a write takes long all the same (somebody else's disk work, a journal that is
-full), the threads do them for a second, and for longer each time that it happens again soon.
+is `quick` runs on the reactor, before it waits again, while the disk is at rest: nothing is being written, flushed or
+compacted on a thread. Where that takes long all the same (somebody else's disk work, a journal that is full), what is
+left of it goes to the threads, and so does everything for a second, or longer each time that it happens again soon.
+What fails is a thread's to do again: taking back a write on a full disk needs a flush.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from zbroker.log.storage import Completion, Files, Lane, Request, execute
 
 THREADS: dict[Lane, int] = {"write": 2, "flush": 2, "read": 2, "compaction": 1, "metadata": 1}
 """Threads a lane. Metadata have their own, so that they never queue behind data; compaction has one, for it is work."""
-LONG_S = 0.002
-"""Seconds that a quick request must not take."""
+LONG_S = 0.01
+"""Seconds that the quick requests of a turn may take together: more than it takes to be interrupted now and then."""
 REST_S, REST_MAX_S = 1.0, 60.0
-"""Seconds for which the threads do quick requests after one that took long: at first, and at most."""
+"""Seconds for which the threads do quick requests after some that took long: at first, and at most."""
 
 
 class ThreadedStorage:
@@ -65,9 +66,8 @@ class ThreadedStorage:
         """Queues a request; never blocks."""
         if not self._handed and request.quick and self._clock() >= self._rests_until:
             self._quick.append(request)
-            return
-        self._handed += request.lane != "read"
-        self._lanes[request.lane].put(request)
+        else:
+            self._hand(request)
 
     def fileno(self) -> int:
         """Readable while completions of the threads wait."""
@@ -76,21 +76,32 @@ class ThreadedStorage:
     def run_quick(self) -> deque[Completion]:
         """Does what is quick, oldest first; to be called until it does nothing before the reactor waits."""
         done: deque[Completion] = deque()
+        if not self._quick:
+            return done
+        began = self._clock()
         while self._quick:
-            began = self._clock()
-            done.append(execute(self._files, self._quick.popleft()))
-            self._took(began, self._clock())
+            request = self._quick.popleft()
+            if self._handed or self._clock() - began > LONG_S:
+                self._hand(request)
+                continue
+            try:
+                request.attempt(self._files)
+            except OSError:
+                self._hand(request)
+            else:
+                done.append(Completion(request))
+        self._took(began, self._clock())
         return done
 
     def completions(self) -> deque[Completion]:
-        """What is done on threads since the last call, oldest first."""
-        if not self._signalled:
-            return deque()
-        with contextlib.suppress(BlockingIOError):
+        """What is done on threads since the last call, oldest first; to be called when `fileno` is readable."""
+        done: deque[Completion] = deque()
+        try:
             os.read(self._reading, 64)
+        except BlockingIOError:
+            return done
         # In this order: a completion that comes after the flag is down raises it again.
         self._signalled = False
-        done: deque[Completion] = deque()
         while self._done:
             completion = self._done.popleft()
             self._handed -= completion.request.lane != "read"
@@ -108,8 +119,13 @@ class ThreadedStorage:
         os.close(self._reading)
         os.close(self._writing)
 
+    def _hand(self, request: Request) -> None:
+        """Gives a request to a thread."""
+        self._handed += request.lane != "read"
+        self._lanes[request.lane].put(request)
+
     def _took(self, began: float, ended: float) -> None:
-        """After a request that took long the reactor keeps away from the disk, longer if that was not the first."""
+        """After a turn that took long the reactor keeps away from the disk, longer if that was not the first."""
         if ended - began > LONG_S:
             recent = began < self._rests_until + 10 * self._rest
             self._rest = min(2 * self._rest, REST_MAX_S) if recent else REST_S
