@@ -42,6 +42,8 @@ _DURATIONS = {
 }
 
 _QUANTITY = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[A-Za-z]*)", re.ASCII)
+_DURATION_MAX = 64
+"""Characters of a duration: to find its parts takes the square of them."""
 _DURATION_PARTS = re.compile(r"([0-9]+)([a-z]+)", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
@@ -102,6 +104,8 @@ def parse_duration(text: str | int) -> int:
     zbroker.units.UnitError: found '90', which has no unit; expected a duration such as 250ms, 30s, 1h30m or 7d
     """
     stripped = str(text).strip()
+    if len(stripped) > _DURATION_MAX:
+        raise UnitError(f"found {_quoted(text)}, {_DURATION_EXPECTED}")
     match = _QUANTITY.fullmatch(stripped)
     if match is not None and not match["unit"]:
         if match["number"] == "0":

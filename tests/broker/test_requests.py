@@ -120,6 +120,18 @@ def test_fetches_of_no_size_get_a_batch_each(world: World, max_bytes: int) -> No
     world.check_rest()
 
 
+@pytest.mark.parametrize(
+    "subject", [b"", b"/", b"t", b"t//", "t/\u00b2/".encode(), b"t/" + b"9" * 5000 + b"/", b"\xff/0/", b"t/7/"]
+)  # fmt: skip
+def test_odd_subscriptions_are_of_no_interest(world: World, subject: bytes) -> None:
+    pushes = len(world.transport.pushes)
+    world.broker.on_subscribe(subject)
+    assert len(world.transport.pushes) == pushes
+    world.broker.on_subscribe(b"t/0/")
+    assert len(world.transport.pushes) == pushes + 1
+    world.check_rest()
+
+
 def test_a_partition_at_rest_is_told_the_time_again_once_somebody_waits(world: World) -> None:
     ((partition,),) = [[*kept.values()] for kept in world.broker.partitions.values()]
     world.tick()

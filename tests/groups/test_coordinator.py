@@ -147,6 +147,41 @@ def test_members_and_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
         )
 
 
+def test_a_group_that_is_refused_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(a=1)
+    desk.beat("m1", 0, "a")
+    monkeypatch.setattr(module, "GROUPS_MAX", 2)
+    for name, refused in (("g2", False), ("g3", True), ("g4", True), ("g2", False)):
+        request = GroupHeartbeat(group=name, member=f"of {name}", topics=["a"])
+        try:
+            desk.coordinator.heartbeat(name, request, desk.now, desk.wall)
+            assert not refused
+        except Overloaded:
+            assert refused
+    assert set(desk.coordinator.targets.runs) == {"g", "g2"}
+
+
+def test_a_member_that_waits_to_be_in_and_comes_back_as_a_static_one_has_one_seat() -> None:
+    desk = Desk(a=1)
+    desk.beat("s", 0, "a", instance="i")
+    waiting = desk.send("x", 0, "a")
+    taking = desk.send("x", 0, "a", instance="i")
+    desk.tick(1000)
+    assert isinstance(desk.answers[waiting], Overloaded)
+    assert parts(desk.answers[taking]) == [("a", 0)]
+    assert len(desk.coordinator.sessions) == 1
+    desk.beat("x", -1)
+    desk.tick(60_000)
+    assert not desk.coordinator.state.groups["g"].members
+
+
+def test_positions_that_no_answer_holds_are_not_collected() -> None:
+    desk = Desk(a=1)
+    many = [TopicPartitions(topic_id="x" * 64, partitions=[0] * 400_000)]
+    with pytest.raises(InvalidRequest, match="fewer at a time"):
+        desk.coordinator.fetch_offsets(1, FetchOffsets(group="g", partitions=many))
+
+
 # Heartbeats ---
 
 

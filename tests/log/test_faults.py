@@ -13,6 +13,7 @@ from log.world import FOLDER, SMALL, World
 
 from zbroker.errors import DiskFull, StorageFailed, UnknownProducer
 from zbroker.log import AppendFailed, Broken, EpochBegun, Log, StartMoved, Truncated, names
+from zbroker.log.storage import Files, Request, execute
 from zbroker.protocol.batch import HEADER_SIZE, read_header
 from zbroker.testing.disk import PowerLost
 
@@ -643,3 +644,16 @@ def test_13_a_flipped_bit_is_never_served(simulated: World) -> None:
         assert set(found) <= set(world.kept())
         assert len(found) >= len(world.kept()) - 1
         assert len(damaged) <= 1
+
+
+class Wrong(Request):
+    """A request with a mistake in it."""
+
+    def run(self, files: Files) -> None:
+        raise ValueError("a mistake")
+
+
+def test_whatever_a_request_raises_completes_it(world: World) -> None:
+    done = execute(world.files, Wrong(owner="t/0", lane="write"))
+    assert isinstance(done.error, StorageFailed)
+    assert "Wrong of t/0 failed: ValueError('a mistake')" in str(done.error)

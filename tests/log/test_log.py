@@ -20,10 +20,12 @@ from zbroker.log import (
     StartMoved,
     Truncated,
     delete_folder,
+    reading,
 )
 from zbroker.log.requests import Upkeep, Write
 from zbroker.log.storage import Completion, execute
 from zbroker.protocol import batch as batches
+from zbroker.protocol.batch import decode_records
 
 
 def settings(**changes: object) -> LogSettings:
@@ -319,6 +321,21 @@ def test_find_time_agrees_with_a_look_at_every_record(world: World) -> None:
         expected = next(((o, at) for o, at in kept if at >= asked), (world.log.end_offset, -1))
         found = world.find(asked)
         assert (found.offset, found.timestamp) == expected
+
+
+def test_a_batch_that_claims_a_time_that_none_of_its_records_has_is_looked_into_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(20):
+        world.append(2, timestamps=[10, 20], max_timestamp=10**6)
+    world.append(1, timestamps=[500])
+    world.run()
+    decoded = []
+    monkeypatch.setattr(
+        reading, "decode_records", lambda *args: decoded.append(args) or decode_records(*args)
+    )
+    assert world.find(400).offset == 0
+    assert len(decoded) == 1
 
 
 def test_find_time_takes_the_append_time_where_that_is_the_timestamp(world: World) -> None:

@@ -130,6 +130,7 @@ class World:
         producer: tuple[int, int, int] = (-1, -1, -1),
         append_time: bool = False,
         timestamps: list[int] | None = None,
+        max_timestamp: int | None = None,
     ) -> tuple[bytearray, BatchHeader]:
         """A stamped batch that continues the log; producer is (id, epoch, base sequence)."""
         log = self.log
@@ -140,7 +141,7 @@ class World:
         batch = batches.encode_batch(
             [(at - stamps[0], None, value, ()) for at in stamps],
             base_timestamp=stamps[0],
-            max_timestamp=max(stamps),
+            max_timestamp=max(stamps) if max_timestamp is None else max_timestamp,
             producer_id=producer[0],
             producer_epoch=producer[1],
             base_sequence=producer[2],

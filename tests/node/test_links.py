@@ -434,6 +434,18 @@ def test_a_peer_is_reached_where_it_says_that_it_is(ports: tuple[int, int]) -> N
         run(a, b, until=lambda: len(b.received["control"]) == 2)
 
 
+@on_linux
+def test_an_address_that_cannot_be_ends_nothing(ports: tuple[int, int]) -> None:
+    with End(ports[0], {"b": ports[1]}) as a, End(ports[1], {"a": ports[0]}) as b:
+        a.links.connect("port", "127.0.0.1", 70_000)
+        a.links.connect("zone", "fe80::1%a b", ports[1])
+        a.links.connect("zero", "127.0.0.1", 0)
+        _open(a, "b", b)
+        for name in ("port", "zone", "zero"):
+            a.links.send(name, "control", [b"x"])
+        run(a, b, until=lambda: a.links.due is None)
+
+
 def test_there_are_only_so_many_peers(
     ports: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import msgpack
 import pytest
 from protocol import oracle
 
-from zbroker.errors import ZBrokerError
+from zbroker.errors import MalformedMessage, ZBrokerError
 from zbroker.protocol import frames
 from zbroker.protocol.batch import check_ingest, decode_records, iter_batches, read_header
 
@@ -67,6 +67,26 @@ def test_a_nesting_bomb_in_a_head(before: bytes, nest: bytes) -> None:
         assert peak_of(lambda decode=decode: decode(head)) < MIB
     assert frames.request_id(head) == 0
     assert frames.request_op(head) is None or before
+
+
+def test_a_head_that_is_too_large_is_not_looked_into() -> None:
+    count = 200_000
+    head = b"\x81\xa2id\xdd" + count.to_bytes(4, "big") + b"\x90" * count
+    tracemalloc.start()
+    try:
+        assert frames.request_id(head) == 0
+        assert tracemalloc.get_traced_memory()[1] < 10_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "head", [b"\x82\xa2op\xa6status\xa2id\x81\x80\xc0", b"\x82\xa2op\xa5hello\xabcredentials\x81\x80\xc0"]
+)  # fmt: skip
+def test_keys_that_cannot_be_keys(head: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        frames.decode_request(head)
+    assert frames.request_id(head) == 0
 
 
 def forged(payload: bytes, **fields: Any) -> bytes:

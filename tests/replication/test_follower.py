@@ -242,6 +242,39 @@ def test_a_probe_that_comes_during_a_rebuild_is_answered_once_it_is_done() -> No
     assert bench.log.end_offset == 4
 
 
+def test_damage_that_begins_before_the_log_does_is_mended_from_where_the_leaders_begins() -> None:
+    """Records were deleted up to within a batch that is damaged: there is nothing whole to cut the log down to."""
+    bench = Bench()
+    data = encode_batch([(0, None, b"x", ())] * 100, base_timestamp=1, max_timestamp=1)
+    stamp(data, base_offset=0, append_time=1, leader_epoch=1)
+    bench.log.append(data, read_header(data))
+    bench.fill(20)
+    bench.log.delete_before("token", 50)
+    bench.run()
+    bench.log.damaged = [(0, 100)]
+    bench.hear(1, 120, probe=True, prev_epoch=1, epochs=[(1, 0)])
+    assert [(said.status, said.end) for said in bench.run()] == [("rebuild", 0)]
+    bench.hear(2, 120, probe=True, prev_epoch=1, rebuild=True, epochs=[(1, 0)])
+    assert [(said.status, said.end) for said in bench.run()] == [("behind", 0)]
+    assert bench.log.end_offset == 120, "until the leader asks where its own log begins"
+    bench.hear(3, 0, probe=True, begins=True, rebuild=True, epochs=[(1, 0)])
+    said = bench.run()[-1]
+    assert (said.status, said.end) == ("ok", 0)
+    assert not bench.log.damaged
+
+
+def test_a_missing_first_segment_is_damage_that_is_mended() -> None:
+    bench = Bench()
+    bench.fill(4)
+    bench.log.damaged = [(0, 2)]
+    first, bench.log.segments[0].base = bench.log.segments[0].base, 2
+    assert (first, bench.log.start_offset) == (0, 0)
+    bench.hear(1, 4, probe=True, prev_epoch=1, epochs=[(1, 0)])
+    assert [(said.status, said.end) for said in bench.run()] == [("rebuild", 0)]
+    bench.hear(2, 4, probe=True, prev_epoch=1, rebuild=True, epochs=[(1, 0)])
+    assert [(said.status, said.end) for said in bench.run()] == [("behind", 0)]
+
+
 def test_a_leader_of_an_older_epoch_than_the_log_knows_is_stale() -> None:
     bench = Bench()
     bench.fill(3, epoch=7)

@@ -52,16 +52,22 @@ class Bench:
     """A leader of epoch 5, which began at offset 10, with followers `b` and `c`."""
 
     def __init__(
-        self, *, quorum: bool = False, min_insync: int = 1, known: int = 0, isr: str = "abc"
+        self,
+        *,
+        quorum: bool = False,
+        min_insync: int = 1,
+        known: int = 0,
+        isr: str = "abc",
+        budget: LinkBudget | None = None,
     ) -> None:
         self.log = StubLog([(1, 0), (5, 10)], 10)
         self.sent: list[tuple[str, Append]] = []
         self.now = 1000
-        budget = LinkBudget(1 << 20)
+        shared = budget or LinkBudget(1 << 20)
         self.leader = Leader(
             self.log,  # type: ignore[arg-type]
             LeaderSettings(node="a", topic_id="t", quorum=quorum, min_insync=min_insync, lag_max=1000),
-            epoch=5, isr=list(isr), metadata=7, known=known, send=self.send, budgets=lambda _: budget,
+            epoch=5, isr=list(isr), metadata=7, known=known, send=self.send, budgets=lambda _: shared,
             now=self.now,
         )  # fmt: skip
         self.leader.set_followers({"b": 1, "c": 1}, self.now)
@@ -463,3 +469,54 @@ def test_no_tombstone_goes_while_somebody_copies() -> None:
     assert bench.leader.everyone_has_below == 10
     bench.leader.set_followers({}, bench.now)
     assert bench.leader.everyone_has_below > 1 << 60
+
+
+def test_partitions_that_wait_for_room_go_on_as_soon_as_another_has_caught_up() -> None:
+    """Not at the next tick each: there are hundreds of them when a node comes back."""
+    budget = LinkBudget(1 << 20)
+    benches = [Bench(budget=budget) for _ in range(20)]
+    for bench in benches:
+        bench.hear("b", 5, begun=-1)
+    waiting, caught_up = list(benches), []
+    while waiting:
+        reading = [bench for bench in waiting if bench.log.reads]
+        assert 1 <= len(reading) <= 2
+        for bench in reading:
+            ((token, offset),) = bench.log.reads
+            bench.log.reads.clear()
+            bench.leader.on_read(ReadDone(token, offset, 10, bytes(100), None), bench.now)
+            bench.hear("b", 10, begun=-1)
+            waiting.remove(bench)
+            caught_up.append(bench)
+            budget.admit()
+    assert caught_up == benches, "in turn"
+    assert budget.free == budget.limit
+
+
+def test_who_has_something_on_its_way_lets_others_go_first() -> None:
+    budget = LinkBudget(100)
+    told: list[str] = []
+
+    class Waits:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def go_on(self, node: str) -> None:
+            told.append(f"{self.name} to {node}")
+            budget.take_or_wait(50, self, node, more=self is large)
+
+    large, small, other = Waits("large"), Waits("small"), Waits("other")
+    assert budget.take_or_wait(50, large, "b", more=False)
+    assert budget.take_or_wait(50, large, "b", more=True)
+    assert not budget.take_or_wait(50, small, "b", more=False)
+    assert not budget.take_or_wait(50, other, "b", more=False)
+    budget.give(50)
+    assert not budget.take_or_wait(50, large, "b", more=True)
+    budget.admit()
+    assert told == ["small to b"]
+    budget.give(100)
+    budget.admit()
+    assert told == ["small to b", "other to b", "large to b"]
+    budget.give(100)
+    budget.admit()
+    assert told[3:] == [], "nobody waits"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import string
+import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -247,3 +249,11 @@ def test_servers_read_back(servers: list[Address]) -> None:
 def test_not_servers(servers: str | list[str], problem: str) -> None:
     with pytest.raises(UnitError, match=problem):
         parse_servers(servers)
+
+
+@pytest.mark.parametrize("parse", [parse_size, parse_duration])
+def test_a_text_as_long_as_a_message_is_refused_at_once(parse: Callable[[str], int]) -> None:
+    before = time.thread_time()
+    with pytest.raises(UnitError, match="expected"):
+        parse("9" * 20_000 + "!")
+    assert time.thread_time() - before < 0.5, "it takes seconds where every beginning is tried"

@@ -308,7 +308,7 @@ class Broker:
         """Somebody subscribed: a beacon at once saves the newcomer the wait for the next."""
         topic, _, number = subject.decode("utf-8", "replace").rstrip("/").rpartition("/")
         state = self.metadata.topic_named(topic)
-        if state is not None and number.isdigit():
+        if state is not None and number.isascii() and number.isdigit() and len(number) <= 10:
             partition = self.partitions.get(state.topic_id, {}).get(int(number))
             if partition is not None:
                 partition.beacon()

@@ -17,7 +17,7 @@ from zbroker.broker.ports import BrokerSettings, Replier, Report, Transport
 from zbroker.cluster import recovery
 from zbroker.cluster.metadata import Metadata, PartitionState, TopicState
 from zbroker.errors import ZBrokerError
-from zbroker.log.delete import delete_folder
+from zbroker.log.delete import DeleteFolder, delete_folder
 from zbroker.log.storage import Completion, Storage
 from zbroker.protocol.batch import Buffer
 from zbroker.protocol.frames import Frame
@@ -218,6 +218,9 @@ class Keeper:
         partition = self.find(message.topic_id, message.partition)
         if partition is not None:
             partition.on_appended(sender, incarnation, message, now)
+            budget = self._budgets.get(sender)
+            if budget is not None:
+                budget.admit()
 
     # Events and time ---
 
@@ -228,6 +231,8 @@ class Keeper:
         if partition is None:
             if owner not in self._going:
                 return False
+            if not isinstance(completion.request, DeleteFolder):
+                return True  # a read that came late: the folder is there still
             self._going.discard(owner)
             if completion.error is not None:
                 self._report("storage_request_failed", folder=owner, error=str(completion.error))
@@ -242,6 +247,8 @@ class Keeper:
     def on_tick(self, petitions: Petitions, eligible: Collection[str], now: int, wall: int) -> None:
         """About every 100 ms."""
         self.ledger.on_tick()
+        for budget in self._budgets.values():
+            budget.admit()
         for partition in [each for each in self._owners.values() if not each.resting]:
             before = partition.life
             partition.on_tick(now, wall)

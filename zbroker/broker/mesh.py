@@ -187,7 +187,6 @@ class Mesh:
         peer = self.peers.get(name)
         if peer is None:
             peer = self.peers[name] = PeerState()
-            self._links.connect(name, greeting.host, greeting.port)
         before = peer.greeting
         if (
             before is not None
@@ -196,6 +195,9 @@ class Mesh:
         ):
             self.counters["of_another_start"] += 1
             return False
+        moved = before is None or (before.host, before.port) != (greeting.host, greeting.port)
+        if moved and name not in settings.peers:
+            self._links.connect(name, greeting.host, greeting.port)
         was = (peer.linked, peer.incarnation)
         if envelope.incarnation != peer.incarnation:
             peer.knows = False

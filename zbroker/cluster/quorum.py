@@ -150,7 +150,7 @@ class MetadataPartition:
             fsync="always", retention=None, retention_size=None, segment_age=None,
             segment_size=snapshots.segment_bytes, lazy=False, lane="metadata",
         )  # fmt: skip
-        budget = LinkBudget(1 << 20)
+        budget = self._budget = LinkBudget(1 << 20)
         self.replica = Replica(
             Log(FOLDER, log_settings, storage),
             LeaderSettings(node=node, quorum=True),
@@ -375,6 +375,7 @@ class MetadataPartition:
         """A follower answers."""
         self._now = now
         self.replica.on_appended(sender, incarnation, answer, now)
+        self._budget.admit()
         leader = self.replica.leader
         if leader is not None:
             self._deposed(leader.deposed)

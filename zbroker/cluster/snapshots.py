@@ -229,6 +229,8 @@ class Snapshots:
             return
         if event.error is not None:
             self._waits_for_room = True
+        elif self._log.state != "open":
+            return  # the node stops; what was on its way is found by the next start
         elif self.state == "clearing":
             self._clear()
         else:

@@ -154,34 +154,47 @@ class Coordinator:
         self.outcome.must_write()
         if not request.topics:
             raise InvalidRequest("a member joins with the topics that it subscribes to, found none")
-        run = self.targets.run(request.group)
         if request.instance is not None:
-            self._replace_joining(run, request)
+            self._replace_joining(request)
             former = None if group is None else group.instances.get(request.instance)
             if group is not None and former is not None:
                 self._take_over(token, request, group, group.members[former])
                 return
-        self._check_room(run, request.group, group)
-        earlier = run.joining.pop(request.member, None)
-        if earlier is not None:
-            self.outcome.answer(
-                earlier[0],
-                Overloaded(f"member {request.member!r} has sent another request since this one"),
-            )
-        run.joining[request.member] = (token, request)
+        self._check_room(request.group, group)
+        self._replace_earlier(request)
+        self.targets.run(request.group).joining[request.member] = (token, request)
         self.targets.ask(request.group)
 
-    def _check_room(self, run: Run, name: str, group: Group | None) -> None:
+    def _check_room(self, name: str, group: Group | None) -> None:
+        run = self.targets.runs.get(name, Run())
         there = len(run.joining) + (0 if group is None else len(group.members))
         if there >= MEMBERS_MAX:
             raise Overloaded(f"group {name!r} has {there} members, and takes no more")
         if len(self.sessions) >= MEMBERS_HERE_MAX:
             raise Overloaded(f"{len(self.sessions)} members are coordinated here: no more are")
-        if group is None and len(self.targets.runs) + len(self.state.groups) >= GROUPS_MAX:
-            raise Overloaded(f"{len(self.state.groups)} groups are coordinated here: no more are")
+        if group is None and name not in self.targets.runs and self._groups_here() >= GROUPS_MAX:
+            raise Overloaded(f"{self._groups_here()} groups are coordinated here: no more are")
 
-    def _replace_joining(self, run: Run, request: GroupHeartbeat) -> None:
+    def _groups_here(self) -> int:
+        return len(self.state.groups) + sum(
+            name not in self.state.groups for name in self.targets.runs
+        )
+
+    def _replace_earlier(self, request: GroupHeartbeat) -> None:
+        """Of two requests of one member that both ask to be in the later one counts."""
+        run = self.targets.runs.get(request.group)
+        earlier = None if run is None else run.joining.pop(request.member, None)
+        if earlier is not None:
+            self.outcome.answer(
+                earlier[0],
+                Overloaded(f"member {request.member!r} has sent another request since this one"),
+            )
+
+    def _replace_joining(self, request: GroupHeartbeat) -> None:
         """Of two that join under one instance the later one does."""
+        run = self.targets.runs.get(request.group)
+        if run is None:
+            return
         for name, (token, other) in list(run.joining.items()):
             if other.instance == request.instance and name != request.member:
                 del run.joining[name]
@@ -191,6 +204,7 @@ class Coordinator:
         self, token: Token, request: GroupHeartbeat, group: Group, former: Member
     ) -> None:
         """A static member is back under another id: it has what it had, but for what it was giving back."""
+        self._replace_earlier(request)
         self._end_seat(group.name, former.member)
         free = list(former.releasing)
         about = subscribed(request, former.about)

@@ -37,6 +37,8 @@ from zbroker.protocol.messages import CommitOffsets, GroupOffset, TopicPartition
 
 OFFSETS_MAX = 100_000
 """Positions of one group."""
+ANSWER_MAX, POSITION_BYTES = 16 << 20, 64
+"""Bytes of positions in one answer, where those that are wanted are named; and of one without its topic's names."""
 
 
 def commit(
@@ -144,9 +146,21 @@ def _refusal(member: Member, partition: tuple[str, int], epoch: int) -> str | No
 def fetch(
     group: Group | None, wanted: Sequence[TopicPartitions] | None, catalog: Catalog
 ) -> list[GroupOffset]:
-    """The positions asked for, `offset: -1` where there is none; all that there are where nothing is named."""
+    """The positions asked for, `offset: -1` where there is none; all that there are where nothing is named.
+
+    Raises:
+        InvalidRequest: more are named than an answer can hold.
+    """
     if wanted is None:
         return [] if group is None else list(_all(group, catalog))
+    size = sum(
+        (len(each.topic) + len(each.topic_id) + POSITION_BYTES) * len(each.partitions)
+        for each in wanted
+    )
+    if size > ANSWER_MAX:
+        raise InvalidRequest(
+            "the positions asked for are too many for one answer; ask for fewer at a time"
+        )
     found: list[GroupOffset] = []
     for each in wanted:
         topic_id, name = each.topic_id, each.topic

@@ -85,6 +85,7 @@ class Sessions:
 
     def add(self, group: str, member: str, timeout: int) -> Seat:
         """A member is in, and was heard now."""
+        self.remove(group, member)
         seat = Seat(group, member, self.clock, timeout)
         self._seats[group, member] = seat
         heapq.heappush(self._ends, (self.clock + timeout, next(self._order), seat))

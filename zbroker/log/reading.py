@@ -241,6 +241,11 @@ class FindTime(Request):
                 timestamp = header.append_time if stamped else header.base_timestamp + record[0]
                 if timestamp >= self.timestamp:
                     return offset, timestamp
+        if begin == header.base_offset and not header.is_compacted:
+            return (
+                begin,
+                header.latest_timestamp,
+            )  # it has no record of its own maximum: one such is enough to decode
         return None
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from zbroker.errors import ZBrokerError
+from zbroker.errors import StorageFailed, ZBrokerError
 from zbroker.protocol.batch import Buffer
 
 Lane = Literal["write", "flush", "read", "compaction", "metadata"]
@@ -125,8 +125,11 @@ class Storage(Protocol):
 
 
 def execute(files: Files, request: Request) -> Completion:
-    """Runs a request to its completion; errors of the disk and of the log become part of it."""
+    """Runs a request to its completion; whatever goes wrong becomes part of it, for somebody waits for it."""
     try:
         return Completion(request, request.run(files))
     except (OSError, ZBrokerError) as error:
         return Completion(request, None, error)
+    except Exception as error:
+        failed = StorageFailed(f"{type(request).__name__} of {request.owner} failed: {error!r}")
+        return Completion(request, None, failed)

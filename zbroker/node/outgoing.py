@@ -171,7 +171,10 @@ class Outgoing:
         for lane, push in self._pushes.items():
             self._endpoints[lane] = f"tcp://{Address(host, self.address.port + PORTS[lane])}"
             push.set(zmq.IPV6, ":" in host)
-            push.connect(self._endpoints[lane])
+            try:
+                push.connect(self._endpoints[lane])
+            except zmq.ZMQError:  # no address at all, such as one with a zone that cannot be
+                del self._endpoints[lane]
 
     def _disconnect(self) -> None:
         for lane, endpoint in self._endpoints.items():

@@ -191,8 +191,8 @@ class Probe:
         connection.setblocking(False)
         try:
             code = connection.connect_ex(address)
-        except OSError:
-            # A link-local address of an interface that is not there.
+        except (OSError, OverflowError, ValueError):
+            # A link-local address of an interface that is not there, or no address at all.
             code = errno.EIO
         if code == errno.EINPROGRESS:
             self._connecting[connection] = address.host

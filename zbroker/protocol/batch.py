@@ -97,7 +97,7 @@ _CRC = struct.Struct("<I")
 CRC_AT, STAMP_AT, HEADER_CRC_AT = 56, 60, 84
 _NO_HEADER = bytes(HEADER_SIZE)
 
-MALFORMED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError)
+MALFORMED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, MemoryError, TypeError)
 """Whatever decoding hostile MessagePack may raise."""
 
 crc32c = _crc32c.crc32c

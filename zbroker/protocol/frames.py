@@ -126,7 +126,9 @@ def _shown(error: BaseException) -> str:
 
 
 def request_id(head: Frame) -> int:
-    """The correlation number of a head that may be broken; 0 where it cannot be read."""
+    """The correlation number of a head that may be broken; 0 where it cannot be read, or is not worth it."""
+    if len(head) > HEAD_MAX:
+        return 0
     try:
         found = _decode_id(head).id
     except MALFORMED:

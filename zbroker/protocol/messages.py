@@ -27,17 +27,18 @@ Uint = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Epoch = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 PartitionNumber = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TopicName = Annotated[str, Meta(max_length=1000)]
+Id = Annotated[str, Meta(max_length=64)]
 
 ByName = Annotated[
     TopicName | None, Meta(description="topic by name; where both are given the id counts")
 ]
-ById = Annotated[str | None, Meta(description="topic by id, which is safer than by name")]
+ById = Annotated[Id | None, Meta(description="topic by id, which is safer than by name")]
 OfPartition = Annotated[PartitionNumber, Meta(description="partition number, from 0")]
-TopicId = Annotated[str, Meta(description="the topic's id")]
-RequestId = Annotated[str, Meta(description="chosen by the client, the same in each retry")]
-UnlessAgain = Annotated[
-    str | None, Meta(description="refused when the topic has another id by now")
+TopicId = Annotated[str, Meta(description="the topic's id", max_length=64)]
+RequestId = Annotated[
+    str, Meta(description="chosen by the client, the same in each retry", max_length=255)
 ]
+UnlessAgain = Annotated[Id | None, Meta(description="refused when the topic has another id by now")]
 Settings = Annotated[dict[str, Setting], Meta(description="settings by name, as people write them")]
 GroupName = Annotated[str, Meta(description="the group's name", max_length=255)]
 HighWatermark = Annotated[int, Meta(description="first offset that is not committed yet")]

@@ -47,6 +47,8 @@ Epoch = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 Start = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 """An incarnation, 0 where it is not known."""
 Number = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Port = Annotated[int, Meta(ge=0, le=65532)]
+"""A base port: the node has the three after it, too. 0 where it is not said."""
 
 
 class Envelope(NamedTuple):
@@ -91,7 +93,7 @@ class Greeting(PeerMessage, tag="greeting"):
     voters: list[str] = []
     empty: bool = False
     host: str = ""
-    port: Number = 0
+    port: Port = 0
     feature_level: Number = 1
     software: str = ""
 
@@ -290,7 +292,7 @@ class Register(PeerMessage, tag="register"):
     disk_id: str
     incarnation: Start
     host: str
-    port: Number
+    port: Port
     rack: str | None = None
     clean: bool = False
     feature_level: Number = 1

@@ -128,17 +128,21 @@ class Follower:
     def _on_probe(self, message: Append) -> None:
         log, base = self.log, message.base
         end, first = log.end_offset, log.first_offset
-        damaged_at = min((start for start, behind in log.damaged if behind > first), default=-1)
+        kept = min(first, log.start_offset)
+        damaged_at = min((start for start, behind in log.damaged if behind > kept), default=-1)
         if log.last_epoch > self.epoch:
             # The metadata here are behind the log, as after a power failure: nobody of an older epoch may cut it.
             self._answer("stale", log_epoch=log.last_epoch)
         elif log.full:
             self._answer("full")
         elif damaged_at >= 0:
-            if message.rebuild:
-                self._discard(message, damaged_at)
-            else:
+            if not message.rebuild:
                 self._answer("rebuild", end=damaged_at)
+            elif damaged_at < max(first, log.start_offset):
+                # There is nothing whole to cut it down to: all of it is copied, from where the leader's log begins.
+                self._begin_anew(message)
+            else:
+                self._discard(message, damaged_at)
         elif self._agreed and not (message.begins and base > end):
             # A log that agreed in this epoch is the leader's, only shorter: nothing of it is discarded again.
             self._agree(message)

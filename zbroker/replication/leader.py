@@ -458,6 +458,12 @@ class Leader:
                 return
             self._send_live(node, follower)
 
+    def go_on(self, node: str) -> None:
+        """There may be room in the budget for a follower that is behind."""
+        follower = self.followers.get(node)
+        if follower is not None:
+            self._pump(node, follower)
+
     def _send_live(self, node: str, follower: Progress) -> None:
         """One append out of memory."""
         batches: list[Buffer] = []
@@ -497,7 +503,8 @@ class Leader:
         """Asks for what a follower that is behind needs next; `on_read` sends it."""
         if follower.next >= self.log.written_offset:
             return
-        if not self._budgets(node).take(CATCH_UP_READ):
+        more = bool(follower.catching_up)
+        if not self._budgets(node).take_or_wait(CATCH_UP_READ, self, node, more=more):
             return
         follower.catching_up.append(-1)
         follower.reading = True
