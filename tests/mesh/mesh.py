@@ -118,6 +118,25 @@ class Mesh:
         self.cluster.run_until(lambda: found, seconds, "an answer")
         return found[0]
 
+    def batch(self, records: int) -> int:
+        """One batch of so many records, of which no history is kept; its first offset."""
+        found: list[Any] = []
+        data = encode_batch(
+            [(0, None, b"of a batch %d" % number, ()) for number in range(records)],
+            base_timestamp=1, max_timestamp=1,
+        )  # fmt: skip
+        request = Produce(topic="t", topic_id=self.topic_id, timeout=2000)
+        prober = self.prober
+        prober.exchange.request(
+            prober.addresses[self.leader.name], request,
+            lambda _call, outcome, _body, _at: found.append(outcome),
+            now=prober.now, timeout=4.0, body=data,
+        )  # fmt: skip
+        prober.soon()
+        self.cluster.run_until(lambda: found, 5, "an answer")
+        offset: int = found[0].base_offset
+        return offset
+
     def values(self) -> list[bytes]:
         """Everything that is read from the start, in order."""
         history = History()

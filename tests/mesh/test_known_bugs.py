@@ -11,7 +11,8 @@ from mesh.mesh import Mesh
 
 from zbroker.errors import ZBrokerError
 from zbroker.log import names
-from zbroker.protocol.messages import Metadata, MetadataReply, ProduceReply
+from zbroker.protocol.batch import iter_batches
+from zbroker.protocol.messages import DeleteRecords, Metadata, MetadataReply, ProduceReply
 from zbroker.testing.history import check
 
 
@@ -262,3 +263,46 @@ def test_bits_flipped_on_a_minority_lose_nothing(seed: int) -> None:
     ]
     mesh.cluster.run(8)  # the preferred leader leads again
     mesh.heal()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damage_in_a_batch_that_is_deleted_in_part_loses_nothing(seed: int) -> None:
+    """The replica that is damaged has nothing whole to be cut down to, and must not begin at its leader's end."""
+    mesh = Mesh(seed)
+    sent = [mesh.takes() for _ in range(3)]
+    number = mesh.batch(20)
+    sent += [mesh.takes() for _ in range(10)]
+    mesh.admin.call(
+        DeleteRecords(topic="t", topic_id=mesh.topic_id, before=number + 10, request_id="delete"),
+        node=mesh.leader.name,
+    )
+    machines = mesh.cluster.machines.values()
+    logs = [
+        partition.log
+        for each in machines
+        for partition in each.broker.partitions[mesh.topic_id].values()
+    ]
+    mesh.cluster.run_until(
+        lambda: all(log.start_offset == number + 10 for log in logs), 20, "it moves"
+    )
+    before = mesh.values()
+    assert [value for value in before if value in {send.value for send in sent}] == [
+        send.value for send in sent[3:]
+    ]
+    leader = mesh.leader
+    (partition,) = leader.broker.partitions[mesh.topic_id].values()
+    log = partition.log
+    leader.copies.of(log.folder).harmed = True
+    path = names.path(log.folder, 0, names.LOG)
+    at = next(
+        at
+        for at, header in iter_batches(leader.disk.read(path, 0, 1 << 20))
+        if header.base_offset == number
+    )
+    leader.disk.flip(path, at + 200, 0xFF)
+    assert mesh.values() == before, "another replica has it"
+    assert leader is not mesh.leader
+    mesh.cluster.run(8)  # it is mended, and leads again
+    mesh.cluster.run_until(mesh.in_sync, 20, "all in sync")
+    assert leader is mesh.leader
+    assert mesh.values() == before

@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from zbroker.errors import ZBrokerError
-from zbroker.log.events import AppendFailed, EpochBegun, Truncated
+from zbroker.log.events import AppendFailed, EpochBegun, StartMoved, Truncated
 from zbroker.log.log import Log
 from zbroker.protocol.batch import BatchHeader, iter_batches
 from zbroker.protocol.frames import Frame
@@ -96,6 +96,8 @@ class Follower:
         self._reported = (-1, -1, -1)
         self._stamp = 0
         self._moving_start = False
+        self._log_start = 0
+        """Where the leader's log begins, as it last said."""
 
     # Messages ---
 
@@ -306,7 +308,13 @@ class Follower:
         """What a leader whose log agrees says of high watermark and log start."""
         log = self.log
         self.high_watermark = max(self.high_watermark, min(message.high_watermark, log.end_offset))
-        start = min(message.log_start, self.high_watermark, log.written_offset)
+        self._log_start = message.log_start
+        self._move_start()
+
+    def _move_start(self) -> None:
+        """The log begins where the leader's does, as soon as it is written up to there."""
+        log = self.log
+        start = min(self._log_start, self.high_watermark, log.written_offset)
         if start > log.start_offset and not self._moving_start:
             self._moving_start = True
             log.delete_before(self, start)
@@ -344,14 +352,17 @@ class Follower:
         if self.state == "following":
             self._fall_idle("full")
 
-    def on_start_moved(self) -> None:
-        """The log start is where the leader had it, or could not be moved and will be tried again."""
+    def on_start_moved(self, event: StartMoved) -> None:
+        """The log start is where the leader had it; where it could not be moved, the leader is to say it again."""
         self._moving_start = False
+        if event.error is not None:
+            self._log_start = 0
 
     def advance(self, *, always: bool = False) -> None:
         """Tells the leader what is written and flushed, where that is news. Called after every completion."""
         if self.state != "following":
             return
+        self._move_start()
         news = (self.log.written_offset, self.log.flushed_offset, self._begun)
         if always or news != self._reported:
             self._answer("ok")

@@ -321,7 +321,7 @@ class Replica:
             case AppendFailed():
                 self._append_failed(event)
             case StartMoved(token=Follower() as follower):
-                follower.on_start_moved()
+                follower.on_start_moved(event)
                 event = None
             case ReadDone(token=CatchUp()):
                 if self.leader is not None:
