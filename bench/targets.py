@@ -187,18 +187,18 @@ WHY = (
     (
         "latency of three",
         (
-            "A record sent alone costs its leader about a millisecond of processor time, a follower half of one: at a "
-            "thousand a second they fill the two cores, with producer and consumer, and records queue. A third of it "
-            "is threads that wake each other, the rest Python, with no single place in it; fewer threads on a record's "
-            "way would change it, and a machine for each node."
+            "Three nodes, producer and consumer share two cores, and at a thousand records a second, each sent alone, "
+            "they take most of both (see Wakes): records queue. About a third of it is the kernel waking threads, the "
+            "rest Python at the leader and both followers, with no single place in it; fewer threads on a record's way "
+            "would change it, and a machine for each node."
         ),
     ),
     ("three replicas", "Three nodes in Python and the producer share two cores and one disk."),
     (
         "latency",
         (
-            "A record sent alone wakes about ten threads one after the other, from the producer's to the consumer's, "
-            "at 30 to 60 microseconds each on this virtual machine; in Go and C there are half as many."
+            "A record sent alone wakes eight threads one after the other, from the producer's to the consumer's. Each "
+            "takes its time to wake up, and some more for its Python: below is where the time goes, stage by stage."
         ),
     ),
     (

@@ -180,3 +180,13 @@ def test_a_refusal_counts_from_all_addresses_or_from_the_one_it_was_last_at() ->
     assert ended([nowhere, here], home="127.0.0.1") == Answer("refused")
     with socket.create_server(here):
         assert ended([nowhere, here], home="fe80::1%nowhere0") == Answer("accepted", "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "address", [Address("127.0.0.1", 70_000), Address("fe80::1%a b", 5550), Address("a\0b", 5550)]
+)
+def test_an_address_that_cannot_be_says_nothing(address: Address) -> None:
+    with selectors.DefaultSelector() as selector:
+        probe = Probe(selector, [address], home=None, on_ready=lambda *_: None)
+        assert probe.answer is not None
+        assert probe.answer.outcome == "nothing"

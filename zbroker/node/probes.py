@@ -191,7 +191,7 @@ class Probe:
         connection.setblocking(False)
         try:
             code = connection.connect_ex(address)
-        except (OSError, OverflowError, ValueError):
+        except (OSError, OverflowError, TypeError, ValueError):
             # A link-local address of an interface that is not there, or no address at all.
             code = errno.EIO
         if code == errno.EINPROGRESS:
