@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bench.peers.base import Client, System
-from bench.results import Results, Row, best, ratio
+from bench.results import Results, Row, best, ratio, significant
 
 FASTEST, PYTHON = "", "python"
 
@@ -146,7 +146,7 @@ def reached(results: Results) -> Iterator[Reached]:
         other = _other(results, target)
         found = ratio(mine, other) if mine and other else None
         if found is not None:
-            yield Reached(target.what, round(found, 2), target.least, found >= target.least, False)
+            yield Reached(target.what, significant(found, 3), target.least, found >= target.least, False)
     for bound in BOUNDS:
         for row in results.of(*bound.case, bound.metric, "zbroker"):
             met = row.median < bound.most
