@@ -146,7 +146,9 @@ def reached(results: Results) -> Iterator[Reached]:
         other = _other(results, target)
         found = ratio(mine, other) if mine and other else None
         if found is not None:
-            yield Reached(target.what, significant(found, 3), target.least, found >= target.least, False)
+            yield Reached(
+                target.what, significant(found, 3), target.least, found >= target.least, False
+            )
     for bound in BOUNDS:
         for row in results.of(*bound.case, bound.metric, "zbroker"):
             met = row.median < bound.most
@@ -172,7 +174,7 @@ def lines(results: Results) -> Iterator[str]:
     """A line a target, for a terminal."""
     for one in reached(results):
         sign = "<" if one.bound else ">="
-        yield f"{'met ' if one.met else 'BEHIND'}  {one.found:>8.2f} {sign} {one.aimed:<6g} {one.what}"
+        yield f"{'met ' if one.met else 'BEHIND'}  {one.found:>8.3g} {sign} {one.aimed:<6g} {one.what}"
 
 
 WHY = (
