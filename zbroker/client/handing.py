@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from time import monotonic
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from zbroker.client.buffer import ConsumerSettings, OutOfRange, Ready
 from zbroker.client.connection import Connection
@@ -44,6 +44,13 @@ FETCH_BYTES = 1 << 20
 MAX_RECORDS = 1000
 CLOSE_TIMEOUT = 3.0
 """Seconds that closing may take to commit and to leave a group."""
+
+
+class Taken(NamedTuple):
+    """What left `ready`, and where its partition was before."""
+
+    item: Ready
+    position: int | None
 
 
 class ConsumerBase(GroupPart):
@@ -179,24 +186,58 @@ class ConsumerBase(GroupPart):
                 self._connection.post(self._group.join)
 
     def _take(self, most: int) -> list[Record]:
-        """Up to `most` records of what is there, without waiting."""
+        """Up to `most` records of what is there, without waiting. Interrupted (Ctrl-C), it leaves all of it there."""
         if self._held_back():
             return []
-        found = list(islice(self._cursor, most))
-        while len(found) < most:
-            try:
-                if not self._load():
-                    break
-            except ZBrokerError:
-                if found:
-                    self._told = False
-                    break  # raised again by the next call: what caused it is still in front
+        current, records = self._current, self._records
+        left = self._cursor.__length_hint__()  # type: ignore[attr-defined]
+        taken: list[Taken] = []
+        found: list[Record] = []
+        try:
+            found += islice(self._cursor, most)
+            while len(found) < most and self._load(taken, errors=not found):
+                found += islice(self._cursor, most - len(found))
+        except ZBrokerError:
+            if not found:
                 raise
-            found += islice(self._cursor, most - len(found))
+            # Raised again by the next call: what caused it is still in front.
+        except BaseException:
+            self._put_back(taken)
+            if current is not None and left:
+                self._set_current(current, records[-left:])
+                self._touched.discard(current.place)
+            raise
         return found
 
-    def _load(self) -> bool:
-        """Makes the next batch the current one; False when nothing is ready. Raises what stands in front."""
+    def _put_back(self, taken: list[Taken]) -> None:
+        """Nothing of this was handed over: it is ready as before."""
+        ready = self._core.ready
+        for item, position in reversed(taken):
+            if ready and ready[0] is item:
+                continue  # it had not left
+            ready.appendleft(item)
+            if item.piece is not None:
+                self._core.buffer.bytes_out -= item.piece.header.size
+            if position is None:
+                self._positions.pop(item.place, None)
+            else:
+                self._positions[item.place] = position
+            self._touched.discard(item.place)
+        if taken:
+            self._set_current(None, [])
+
+    def _set_current(self, item: Ready | None, records: list[Record]) -> None:
+        self._records = records
+        self._cursor = iter(records)
+        self._current = item
+
+    def _load(self, taken: list[Taken], *, errors: bool = True) -> bool:
+        """Makes the next batch the current one; False when nothing is ready. Raises what stands in front.
+
+        Args:
+            taken: takes down what leaves `ready`.
+            errors: whether an error that stands in front may be raised; else it stays there.
+        """
         self._finish_current()
         ready = self._core.ready
         while ready:
@@ -209,22 +250,19 @@ class ConsumerBase(GroupPart):
                     self._drop(ready.popleft())
                 continue
             if item.error is not None:
+                if not errors:
+                    return False
                 ready.popleft()
                 self._positions[place] = item.position
                 self._tell(item.error)
-            if item.piece is None:
-                ready.popleft()
-                self._positions[place] = item.position
-                self._touched.add(place)
-                continue
-            records = self._decode(item)
+            records = [] if item.piece is None else self._decode(item)
+            taken.append(Taken(item, self._positions.get(place)))
             ready.popleft()
             self._drop(item)
-            self._epochs[place] = item.piece.header.leader_epoch
+            if item.piece is not None:
+                self._epochs[place] = item.piece.header.leader_epoch
             if records:
-                self._records = records
-                self._cursor = iter(records)
-                self._current = item
+                self._set_current(item, records)
                 return True
             self._positions[place] = item.position
             self._touched.add(place)
@@ -279,7 +317,7 @@ class ConsumerBase(GroupPart):
         """Whether there is a record to be handed over now, of the batch in hand or of the next."""
         if self._held_back():
             return False
-        return bool(self._cursor.__length_hint__()) or self._load()  # type: ignore[attr-defined]
+        return bool(self._cursor.__length_hint__()) or self._load([])  # type: ignore[attr-defined]
 
     def _exit(self) -> None:
         """At the end of every call that hands records over."""
