@@ -41,13 +41,15 @@ class Member:
         hears: whether the application wants to hear of what is assigned and revoked.
     """
 
-    def __init__(self, *, hears: bool = False, start: Start = "earliest", **settings: Any) -> None:
+    def __init__(
+        self, *, hears: bool = False, start: Start = "earliest", until_end: bool = False, **settings: Any
+    ) -> None:  # fmt: skip
         self.now = 100.0
         self.exchange = Exchange()
         self.cluster = Cluster((HERE,), self.exchange, lambda: 0.0)
         consuming = ConsumerSettings(
             topics=(TOPIC,), partitions=None, start=start, starts={}, on_out_of_range="earliest",
-            fetch_bytes=1000, buffer_bytes=10_000, request_timeout=10.0, until_end=False, grouped=True,
+            fetch_bytes=1000, buffer_bytes=10_000, request_timeout=10.0, until_end=until_end, grouped=True,
         )  # fmt: skip
         self.core = ConsumerCore(consuming, self.exchange, self.cluster, lambda: 0.0)
         self.custody = Custody(hears_assigned=hears, hears_revoked=hears)

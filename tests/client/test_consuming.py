@@ -38,6 +38,7 @@ class Client:
         until_end: bool = False,
         buffer_bytes: int = 20_000,
         start: Any = "earliest",
+        topics: tuple[str, ...] = ("t",),
     ) -> None:
         self.rng = random.Random(seed)
         self.world = World()
@@ -47,7 +48,7 @@ class Client:
         self.exchange = Exchange()
         self.cluster = Cluster((ADDRESS,), self.exchange, self.rng.random)
         settings = ConsumerSettings(
-            topics=("t",), partitions=None, start=start, starts={}, on_out_of_range="raise", fetch_bytes=3000,
+            topics=topics, partitions=None, start=start, starts={}, on_out_of_range="raise", fetch_bytes=3000,
             buffer_bytes=buffer_bytes, request_timeout=1.0, until_end=until_end,
         )  # fmt: skip
         self.core = ConsumerCore(settings, self.exchange, self.cluster, self.rng.random)
@@ -285,6 +286,49 @@ def test_until_end_stops_at_what_was_there_at_the_start() -> None:
     got = {n: [value for _, value in client.got.get(TopicPartition("t", n), [])] for n in before}
     for number, values in before.items():
         assert got[number][: len(values)] == values
+
+
+def run_to_the_end(client: Client) -> None:
+    for _ in range(300):
+        client.turn()
+        client.take()
+        client.world.tick(20)
+        if client.core.ended and not client.core.ready:
+            return
+    raise AssertionError("the end is not reached")
+
+
+def half_read(**options: Any) -> Client:
+    """A consumer that knows the ends of its partitions, and has not read up to them."""
+    client = Client(2, until_end=True, buffer_bytes=3000, **options)
+    for _ in range(60):
+        client.produce()
+    for _ in range(30):
+        client.turn()
+    assert client.core.readers
+    for reader in client.core.readers.values():
+        assert reader.end is not None
+        assert reader.splice.position < reader.end
+    return client
+
+
+def test_the_end_of_a_topic_made_again_is_where_the_new_one_ends() -> None:
+    client = half_read()
+    client.make_topic_again()
+    for _ in range(5):
+        client.produce()
+    client.world.run()
+    run_to_the_end(client)
+    for number, values in client.sent.items():
+        assert client.got.get(TopicPartition("t", number), []) == list(enumerate(values))
+    assert {type(error) for error in client.errors} == {TopicChanged}
+
+
+def test_the_end_does_not_wait_for_a_topic_of_a_pattern_that_is_deleted() -> None:
+    client = half_read(topics=("t*",))
+    client.world.send(DeleteTopic(name="t", request_id="d"), client=b"admin")
+    client.world.run()
+    run_to_the_end(client)
 
 
 def test_a_damaged_push_is_fetched_instead() -> None:

@@ -870,3 +870,36 @@ def test_leaving_goes_to_whoever_coordinates_by_then() -> None:
     assert call.address == THERE != HERE
     member.answer(GroupHeartbeat, MemberFenced("you are out already"))
     assert left == [True]
+
+
+# The end ---
+
+
+def answer_ends(member: Member, **ends: int) -> None:
+    """Answers every question for where a partition ends: `p0=5` and so on."""
+    for call in member.pending(Offsets):
+        end = ends[f"p{call.message.partition}"]  # type: ignore[attr-defined]
+        member.reply(call, OffsetsReply(offset=end, high_watermark=end, log_start=0))
+
+
+def test_the_end_is_reached_when_what_is_not_read_is_revoked() -> None:
+    member = Member(until_end=True)
+    member.joined(0, 1)
+    answer_ends(member, p0=5, p1=9)
+    assert not member.core.ended
+    member.beat(2, 0)
+    assert member.core.ended
+    member.beat(3)
+    assert member.core.ended
+
+
+def test_the_end_waits_for_what_is_assigned_and_not_read_yet() -> None:
+    member = Member(until_end=True)
+    member.joined(0, 1)
+    answer_ends(member, p0=5, p1=9)
+    member.beat(2, 0, 2)
+    assert not member.core.ended
+    member.offsets({2: 5})
+    assert not member.core.ended
+    answer_ends(member, p2=5)
+    assert member.core.ended

@@ -16,7 +16,7 @@ in a group      what `open` names, until `close`                           where
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from zbroker.client.buffer import Buffer, ConsumerSettings, Ready, Shared, Start
 from zbroker.client.exchange import Body, Exchange
@@ -51,7 +51,7 @@ class ConsumerCore:
         """Told of each reader that has found out where it begins."""
         self._cluster = cluster
         self._shared = Shared(
-            settings, exchange, cluster, self.buffer, random, self._check_ended,
+            settings, exchange, cluster, self.buffer, random, self.check_ended,
             lambda reader: self.started(reader),
         )  # fmt: skip
         self._names = tuple(topic for topic in settings.topics if not is_pattern(topic))
@@ -63,6 +63,8 @@ class ConsumerCore:
         """Whether there has been a first look."""
         self._sought: dict[TopicPartition, tuple[Start | None, int, int]] = {}
         """Positions, or None for a pause, that were set before the partition was read; with epoch and generation."""
+        self._expected: set[TopicPartition] = set()
+        """What is to be opened: until then there is more to read."""
         self._reported: dict[str, str] = {}
         self._by_id: dict[tuple[str, int], Reader] = {}
 
@@ -106,10 +108,16 @@ class ConsumerCore:
 
     # What the group decides ---
 
+    def expect(self, places: Iterable[TopicPartition]) -> None:
+        """Partitions that `open` will be called for, or `close`."""
+        self._expected.update(places)
+        self.ended = False
+
     def open(
         self, place: TopicPartition, topic_id: str, start: Start, epoch: int, generation: int
     ) -> None:
         """Reads a partition of the group's from now on; `epoch` is the leader epoch before an offset, or -1."""
+        self._expected.discard(place)
         reader = Reader(self._shared, place, topic_id, start, epoch=epoch, generation=generation)
         self.readers[place] = reader
         self._by_id[(topic_id, place.partition)] = reader
@@ -120,6 +128,7 @@ class ConsumerCore:
 
     def close(self, place: TopicPartition) -> None:
         """Reads a partition no more."""
+        self._expected.discard(place)
         reader = self.readers.pop(place, None)
         if reader is not None:
             reader.close()
@@ -171,7 +180,7 @@ class ConsumerCore:
             elif topic in self._cluster.missing:
                 self._topic_is_missing(topic, self._cluster.missing[topic])
         self._looked = self._looked or self._cluster.updates > 0
-        self._check_ended()
+        self.check_ended()
 
     def _topics(self) -> dict[str, None]:
         """Names, and what matches the patterns: what there is now, and what there was."""
@@ -238,13 +247,22 @@ class ConsumerCore:
             self._reported[topic] = error.code
             self.ready.append(Ready(TopicPartition(topic, -1), 0, -1, error=error))
 
-    def _check_ended(self) -> None:
+    def check_ended(self) -> None:
+        """Looks whether everything has been read, with `until_end`."""
         if not self.settings.until_end:
             return
-        known = self.readers if self.settings.grouped else self._looked and all(
-            topic in self._first_counts for topic in self._names
-        )  # fmt: skip
-        self.ended = bool(known) and all(
+        if self.settings.grouped:
+            if not self.readers:
+                return  # what it had been given was read, or not, before it was taken away
+            known = not self._expected
+        else:
+            known = self._looked and all(topic in self._first_counts for topic in self._names)
+        self.ended = known and all(
             reader.end is not None and reader.splice.position >= reader.end
             for reader in self.readers.values()
+            if not self._is_gone(reader.place.topic)
         )
+
+    def _is_gone(self, topic: str) -> bool:
+        """Whether a topic that matched a pattern was deleted; of one that is named the application is told."""
+        return topic in self._cluster.missing and topic not in self._names

@@ -231,6 +231,7 @@ class GroupCore:
             return  # it gives all up, after its last commit: it takes nothing more, and releases nothing before
         if gained:
             self.custody.assign(gained)
+            self.core.expect(gained)
             owned = self.custody.owned
             self._asking.update(
                 (place, (topic_id, owned[place])) for place, topic_id in gained.items()
@@ -240,6 +241,7 @@ class GroupCore:
                 self._asking.pop(place, None)
                 self.core.close(place)
             self._give_back(self.custody.revoke(lost))
+            self.core.check_ended()
 
     def _on_offsets(self, asked: Asked, outcome: Outcome, now: float) -> None:
         """Where the group is in partitions that were assigned: reading begins."""
@@ -333,7 +335,7 @@ class GroupCore:
         custody = self.custody
         if isinstance(error, MemberFenced):
             self._explain(error, now)
-        self._stop_reading(self.core.readers)
+        self._stop_reading([*self.core.readers, *custody.owned])
         custody.lose(error, [*custody.owned, *custody.leaving])
         self.commits.fail_all(error)
 

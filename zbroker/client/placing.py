@@ -120,6 +120,7 @@ class Placed:
         self.splice = Splice(0)
         self.rewound = None
         self.start = "earliest"
+        self.end = None
         self.state = "starting"
         self.emitted = -1
         topic = self.place.topic
