@@ -1,4 +1,4 @@
-"""What a consumer hands over is neither lost nor counted twice: errors behind records, Ctrl-C."""
+"""What a consumer hands over is neither lost nor counted twice: errors behind records, Ctrl-C, pauses."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from client.group_world import Member, place, topic_id
 from fakebroker import FakeBroker
 from fakegroups import FakeGroups
 
 from zbroker import AsyncConsumer, Consumer, OffsetOutOfRange, Producer, Record, ZBrokerError
-from zbroker.protocol.messages import Fetch
+from zbroker.protocol.messages import Fetch, GroupOffset
 from zbroker.testing.nodes import wait_for
 
 Trouble = dict[int, ZBrokerError]
@@ -175,3 +176,92 @@ def test_what_ctrl_c_kept_from_being_handed_over_is_not_committed(
         consumer.poll(10)
     consumer.close()
     assert groups.committed() == {("t", 0): before}
+
+
+# Pausing before a position is known ---
+
+
+@pytest.mark.parametrize("resumed", ["at once", "later"])
+def test_a_partition_that_is_paused_when_it_is_assigned_begins_where_it_is_committed(
+    coordinator: FakeBroker, groups: FakeGroups, resumed: str
+) -> None:
+    fill(coordinator, 10)
+    groups.offsets["t", 0] = GroupOffset(
+        topic_id=coordinator.ids["t"], topic="t", partition=0, offset=5
+    )
+
+    def on_assigned(_places: Any) -> None:
+        consumer.pause()
+        if resumed == "at once":
+            consumer.resume()
+
+    with Consumer(
+        coordinator.server, "t", group="g", start="latest", on_assigned=on_assigned
+    ) as consumer:
+        if resumed == "later":
+            wait_for(lambda: not consumer.poll(0.05) and consumer.paused(), 10, "the pause")
+            assert consumer.poll(0.2) == []
+            consumer.resume()
+        assert offsets(consumer.poll(10)) == [5, 6, 7, 8, 9]
+
+
+def test_a_pause_before_the_first_poll_keeps_where_a_partition_begins(broker: FakeBroker) -> None:
+    fill(broker, 5)
+    with Consumer(broker.server, "t", start={("t", 0): 3}) as consumer:
+        consumer.pause("t", 0)
+        assert consumer.poll(0.2) == []
+        consumer.resume("t", 0)
+        assert offsets(consumer.poll(10)) == [3, 4]
+
+
+def test_a_pause_before_anything_is_handed_over_loses_nothing(broker: FakeBroker) -> None:
+    for partition in range(2):
+        fill(broker, 3, partition=partition)
+    with Consumer(broker.server, "t", start={("t", 0): 1, ("t", 1): 1}) as consumer:
+        begin(consumer, 2)
+        consumer.pause()
+        assert consumer.poll(0.2) == []
+        consumer.resume()
+        found: list[Record] = []
+        wait_for(lambda: found.extend(consumer.poll(0.1)) or len(found) >= 4, 10, "all records")
+        assert sorted((one.partition, one.offset) for one in found) == [
+            (0, 1), (0, 2), (1, 1), (1, 2),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", ["earliest", ("time", 0)])
+@pytest.mark.parametrize("known", [False, True], ids=["not read yet", "read"])
+def test_what_is_sought_during_a_pause_holds_when_it_ends(
+    broker: FakeBroker, start: Any, known: bool
+) -> None:
+    fill(broker, 3)
+    with Consumer(broker.server, "t", start="latest") as consumer:
+        if known:
+            consumer.poll(0)
+            wait_for(lambda: consumer.position("t", 0) == 3, 10, "the start")
+        consumer.pause("t", 0)
+        consumer.seek("t", 0, start)
+        assert consumer.poll(0.2) == []
+        consumer.resume("t", 0)
+        assert offsets(consumer.poll(10)) == [0, 1, 2]
+
+
+def test_what_was_sought_before_a_pause_holds_when_it_ends(broker: FakeBroker) -> None:
+    fill(broker, 3)
+    with Consumer(broker.server, "t", start="latest") as consumer:
+        consumer.seek("t", 0, "earliest")
+        consumer.pause("t", 0)
+        assert consumer.poll(0.2) == []
+        consumer.resume("t", 0)
+        assert offsets(consumer.poll(10)) == [0, 1, 2]
+
+
+def test_what_was_sought_while_a_partition_was_held_earlier_does_not_hold_any_more() -> None:
+    core = Member().core
+    core.seek(place(0), "earliest", -1, 3)
+    core.pause(place(0), 7)
+    core.open(place(0), topic_id(), 5, 1, 6)
+    reader = core.readers[place(0)]
+    assert (reader.state, reader.start, reader.moved) == ("stopped", 5, False)
+    core.resume(place(0), 8)
+    assert (reader.state, reader.start, reader.generation) == ("starting", 5, 8)

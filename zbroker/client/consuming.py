@@ -17,6 +17,7 @@ in a group      what `open` names, until `close`                           where
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from zbroker.client.buffer import Buffer, ConsumerSettings, Ready, Shared, Start
 from zbroker.client.exchange import Body, Exchange
@@ -27,6 +28,19 @@ from zbroker.client.records import TopicPartition
 from zbroker.errors import UnknownPartition, ZBrokerError
 from zbroker.protocol import messages
 from zbroker.units import Address
+
+
+class Sought(NamedTuple):
+    """What the application said of a partition before it was read."""
+
+    generation: int
+    """Of the last that it said."""
+    paused: bool
+    start: Start | None = None
+    """The position that was set, if any."""
+    epoch: int = -1
+    since: int = -1
+    """The generation of that position."""
 
 
 class ConsumerCore:
@@ -61,8 +75,7 @@ class ConsumerCore:
         """Partitions that each topic had at the first look: those beyond are new."""
         self._looked = False
         """Whether there has been a first look."""
-        self._sought: dict[TopicPartition, tuple[Start | None, int, int]] = {}
-        """Positions, or None for a pause, that were set before the partition was read; with epoch and generation."""
+        self._sought: dict[TopicPartition, Sought] = {}
         self._expected: set[TopicPartition] = set()
         """What is to be opened: until then there is more to read."""
         self._reported: dict[str, str] = {}
@@ -79,22 +92,39 @@ class ConsumerCore:
             for topic in self._names:
                 self._cluster.want(topic, now)
 
-    def seek(self, place: TopicPartition, start: Start, epoch: int, generation: int) -> None:
-        """The application set a position."""
+    def seek(
+        self, place: TopicPartition, start: Start, epoch: int, generation: int, *, paused: bool = False
+    ) -> None:  # fmt: skip
+        """The application set a position, from which on it reads once it is not `paused`."""
         reader = self.readers.get(place)
         if reader is None:
-            self._sought[place] = (start, epoch, generation)
+            self._sought[place] = Sought(generation, paused, start, epoch, generation)
         elif generation > reader.generation:
             reader.seek(start, epoch, generation)
+            if paused:
+                reader.pause(generation)
             self.ended = False
 
     def pause(self, place: TopicPartition, generation: int) -> None:
-        """Nothing more of a partition until it is sought."""
+        """Nothing more of a partition until it is sought or resumed."""
         reader = self.readers.get(place)
         if reader is None:
-            self._sought[place] = (None, -1, generation)
+            self._note(place, generation, paused=True)
         elif generation > reader.generation:
             reader.pause(generation)
+
+    def resume(self, place: TopicPartition, generation: int) -> None:
+        """Ends the pause of a partition of which the application does not know a position: it begins."""
+        reader = self.readers.get(place)
+        if reader is None:
+            self._note(place, generation, paused=False)
+        elif generation > reader.generation:
+            reader.begin_anew(generation)
+            self.ended = False
+
+    def _note(self, place: TopicPartition, generation: int, *, paused: bool) -> None:
+        before = self._sought.get(place, Sought(generation, paused))
+        self._sought[place] = before._replace(generation=generation, paused=paused)
 
     def go_on(self, now: float) -> None:
         """The application was told of an error and calls again: try again."""
@@ -216,12 +246,15 @@ class ConsumerCore:
 
     def _apply_sought(self, reader: Reader) -> None:
         """What the application said of a partition before there was a reader."""
-        start, epoch, generation = self._sought.pop(reader.place, (None, -1, -1))
-        if generation > reader.generation:
-            if start is None:
-                reader.pause(generation)
-            else:
-                reader.seek(start, epoch, generation)
+        sought = self._sought.pop(reader.place, None)
+        if sought is None or sought.generation <= reader.generation:
+            return
+        if sought.start is not None and sought.since > reader.generation:
+            reader.seek(sought.start, sought.epoch, sought.since)
+        if sought.paused:
+            reader.pause(sought.generation)
+        elif sought.generation > reader.generation:
+            reader.begin_anew(sought.generation)
 
     def _check_chosen(self, view: TopicView) -> None:
         for place in sorted(self.settings.partitions or ()):

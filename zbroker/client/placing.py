@@ -90,11 +90,22 @@ class Placed:
             self.state = "starting"
 
     def pause(self, generation: int) -> None:
-        """Nothing more until it is sought."""
+        """Nothing more until it is sought, or begins anew."""
         self.close()
         self.generation = generation
         self.state = "stopped"
         self.resume = None
+
+    def begin_anew(self, generation: int) -> None:
+        """The application has had nothing yet: it gets all from `start` on."""
+        self._drop_call()
+        self.generation = generation
+        self.state = "starting"
+        self.resume = None
+        self.retry_at = 0.0
+        self.corrupt = 0
+        if isinstance(self.start, int):
+            self._emit(self.start)
 
     def close(self) -> None:
         """Nothing more at all."""
@@ -136,7 +147,7 @@ class Placed:
         self.splice = Splice(position, epoch)
         self.splice.on_ends(before.leader_epoch, before.head, before.log_start)
         self.rewound = None
-        self.start = position
+        self.start, self.epoch = position, epoch
         self.state = "fetching"
         self.emitted = position
 

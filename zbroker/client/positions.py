@@ -56,8 +56,7 @@ class Positions(Guarded):
             self._positions.pop(place, None)
         self._epochs.pop(place, None)
         self._bad = None
-        if place not in self._paused:
-            self._send_seek(place, start)
+        self._send_seek(place, start)
 
     def skip_damaged(self) -> None:
         """After an error that named offsets which cannot be read: goes on behind them.
@@ -143,24 +142,20 @@ class Positions(Guarded):
                 self._keep_position(place)
                 self._paused.add(place)
                 self._move(place)
-                generation = self._generations[place]
-                self._connection.start()
-                self._connection.post(
-                    lambda _now, place=place, generation=generation: self._core.pause(
-                        place, generation
-                    )  # type: ignore[misc]
-                )
+                self._send_pause(place)
 
     def resume(self, topic: str | None = None, partition: int | None = None) -> None:
-        """Ends `pause`: goes on where it was."""
+        """Ends `pause`: goes on where it was; where that is not known yet, it begins as it would have without."""
         self._check_open()
         for place in self._places(topic, partition):
             if self._sync(place) and place in self._paused:
                 self._paused.discard(place)
                 self._generations[place] = self._new_generation()
                 position = self._positions.get(place)
-                start: Start = self._core.settings.start if position is None else position
-                self._send_seek(place, start)
+                if position is None:
+                    self._send_resume(place)
+                else:
+                    self._send_seek(place, position)
 
     def paused(self) -> list[TopicPartition]:
         """The partitions that are paused."""
@@ -182,10 +177,22 @@ class Positions(Guarded):
         return next(self._next_generation if self._custody is None else self._custody.generations)
 
     def _send_seek(self, place: TopicPartition, start: Start) -> None:
-        generation = self._generations.get(place, 0)
+        generation, paused = self._generations[place], place in self._paused
         epoch = self._epochs.get(place, -1)
         self._connection.start()
-        self._connection.post(lambda _now: self._core.seek(place, start, epoch, generation))
+        self._connection.post(
+            lambda _now: self._core.seek(place, start, epoch, generation, paused=paused)
+        )
+
+    def _send_pause(self, place: TopicPartition) -> None:
+        generation = self._generations[place]
+        self._connection.start()
+        self._connection.post(lambda _now: self._core.pause(place, generation))
+
+    def _send_resume(self, place: TopicPartition) -> None:
+        generation = self._generations[place]
+        self._connection.start()
+        self._connection.post(lambda _now: self._core.resume(place, generation))
 
     def _chosen_place(self, topic: str, partition: int) -> TopicPartition:
         place = TopicPartition(topic, partition)

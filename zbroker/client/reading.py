@@ -11,8 +11,8 @@ fetching  batches are fetched, the next     live, once it is at the head and its
           when one has come                 of
 live      batches are pushed; a gap or a    fetching, when the pushes fall silent, the leader changes
           dropped tail is fetched           or the buffer is full
-stopped   paused, at its end, or an error   starting or fetching, by `seek` and `resume`
-          waits for the application
+stopped   paused, at its end, or an error   starting or fetching, by `seek`, `begin_anew` and
+          waits for the application         `resume`
 ========= ================================= ==========================================================
 
 A partition gets another leader: what is under way to the one before is abandoned, and the new one is asked and
@@ -301,7 +301,7 @@ class Reader(Placed):
         self.emitted = position
         if self._shared.settings.until_end:
             self.end = None  # it may be beyond what there is now
-            self.start, self.state = position, "starting"
+            self.start, self.epoch, self.state = position, self.splice.epoch, "starting"
         self._stop_with(Diverged(
             f"the log of {place.topic}/{place.partition} was rewritten: what is at offsets {position} to {before - 1} "
             "is no longer what was read there; the next call goes on with what is there now",
