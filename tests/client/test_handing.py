@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -265,3 +267,23 @@ def test_what_was_sought_while_a_partition_was_held_earlier_does_not_hold_any_mo
     assert (reader.state, reader.start, reader.moved) == ("stopped", 5, False)
     core.resume(place(0), 8)
     assert (reader.state, reader.start, reader.generation) == ("starting", 5, 8)
+
+
+# asyncio ---
+
+
+@pytest.mark.parametrize("face", [Consumer, AsyncConsumer])
+def test_a_consumer_that_nobody_holds_ends_its_thread(broker: FakeBroker, face: Any) -> None:
+    async def open_one() -> tuple[weakref.ref[Any], Any]:
+        consumer = face(broker.server, "t")
+        found = consumer.poll(0)
+        if face is AsyncConsumer:
+            found = await found
+        assert found == []
+        return weakref.ref(consumer), consumer._connection._thread
+
+    consumer, thread = asyncio.run(open_one())
+    gc.collect()
+    assert consumer() is None
+    thread.join(10)
+    assert not thread.is_alive()

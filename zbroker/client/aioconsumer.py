@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from types import TracebackType
@@ -36,8 +37,16 @@ class AsyncConsumer(ConsumerBase):
     def _prepare(self) -> None:
         self._bridge = Bridge()
         self._waiter: Callable[[], None] | None = None
-        self._machine.signal = self._signal
         self._closing = False
+        me = weakref.ref(self)
+
+        def signal() -> None:
+            consumer = me()
+            if consumer is not None:
+                consumer._signal()
+
+        # The client's thread does not hold the consumer: one that nobody else holds is collected, and its thread ends.
+        self._machine.signal = signal
 
     def _caller(self) -> object:
         return asyncio.current_task()
