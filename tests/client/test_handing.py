@@ -1,9 +1,10 @@
-"""What a consumer hands over is neither lost nor counted twice: errors behind records, Ctrl-C, pauses."""
+"""What a consumer hands over is neither lost nor counted twice: errors behind records, Ctrl-C, pauses, cancelling."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from fakebroker import FakeBroker
 from fakegroups import FakeGroups
 
 from zbroker import AsyncConsumer, Consumer, OffsetOutOfRange, Producer, Record, ZBrokerError
+from zbroker.client.aioconsumer import TURN
 from zbroker.protocol.messages import Fetch, GroupOffset
 from zbroker.testing.nodes import wait_for
 
@@ -287,3 +289,71 @@ def test_a_consumer_that_nobody_holds_ends_its_thread(broker: FakeBroker, face: 
     assert consumer() is None
     thread.join(10)
     assert not thread.is_alive()
+
+
+class Others:
+    """A task beside the consumer's, which counts its turns."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self._task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            self.turns += 1
+            await asyncio.sleep(0)
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+
+def test_polls_that_find_records_let_other_tasks_run(broker: FakeBroker) -> None:
+    fill(broker, 10)
+
+    async def work() -> None:
+        async with AsyncConsumer(broker.server, "t", start="earliest") as consumer:
+            assert offsets(await consumer.poll(10, 1)) == [0]
+            others = Others()
+            for offset in range(1, 10):
+                time.sleep(TURN)
+                assert offsets(await consumer.poll(10, 1)) == [offset]
+            assert others.turns >= 9
+            others.stop()
+
+    asyncio.run(work())
+
+
+def test_an_iteration_over_many_batches_lets_other_tasks_run(broker: FakeBroker) -> None:
+    fill(broker, *[1] * 10)
+
+    async def work() -> None:
+        async with AsyncConsumer(broker.server, "t", start="earliest", partitions=[0]) as consumer:
+            begin(consumer, 10)
+            others = Others()
+            async for record in consumer:
+                if record.offset == 9:
+                    break
+                time.sleep(TURN)
+            assert others.turns >= 9
+            others.stop()
+
+    asyncio.run(work())
+
+
+def test_a_poll_that_is_cancelled_while_others_run_hands_nothing_over(
+    coordinator: FakeBroker, groups: FakeGroups
+) -> None:
+    fill(coordinator, 5)
+
+    async def work() -> None:
+        async with AsyncConsumer(coordinator.server, "t", group="g", start="earliest") as consumer:
+            begin(consumer, 1)
+            polling = asyncio.ensure_future(consumer.poll(10))
+            await asyncio.sleep(0)
+            polling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await polling
+            assert offsets(await consumer.poll(10)) == [0, 1, 2, 3, 4]
+
+    asyncio.run(work())
+    assert groups.committed() == {("t", 0): 5}

@@ -25,6 +25,8 @@ from zbroker.errors import ClientClosed
 
 CHECK_EVERY = 0.25
 """Seconds after which it is looked whether the client's thread, which owes an answer, still runs."""
+TURN = 0.002
+"""Seconds for which calls that find records hand them over without letting the loop run its other tasks."""
 
 
 class AsyncConsumer(ConsumerBase):
@@ -37,6 +39,7 @@ class AsyncConsumer(ConsumerBase):
     def _prepare(self) -> None:
         self._bridge = Bridge()
         self._waiter: Callable[[], None] | None = None
+        self._give_way_at = 0.0
         self._closing = False
         me = weakref.ref(self)
 
@@ -60,6 +63,7 @@ class AsyncConsumer(ConsumerBase):
         """As `Consumer.poll`. A cancelled `poll` hands nothing over."""
         check_timeout(timeout)
         option(max_records >= 1, f"max_records is 1 or more, not {max_records!r}")
+        await self._give_way()
         try:
             self._begin()
             await self._hear()
@@ -77,6 +81,7 @@ class AsyncConsumer(ConsumerBase):
         self._check_open()
         try:
             while True:
+                await self._give_way()
                 try:
                     self._begin()
                     await self._hear()
@@ -103,6 +108,13 @@ class AsyncConsumer(ConsumerBase):
         assert self._current is not None
         place = self._current.place
         custody.flow = Flow(place, self._records, self._cursor, self._epochs[place])
+
+    async def _give_way(self) -> None:
+        """Lets the loop run its other tasks now and then, where a call would not wait: nothing is taken yet."""
+        left = self._cursor.__length_hint__()  # type: ignore[attr-defined]
+        if (left or self._core.ready) and monotonic() >= self._give_way_at:
+            await asyncio.sleep(0)
+            self._give_way_at = monotonic() + TURN
 
     async def _wait(self, deadline: float | None) -> bool:
         while True:
