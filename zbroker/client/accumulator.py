@@ -276,6 +276,11 @@ class Accumulator:
             opened_at=self._clock(),
             wall=self._wall,
         )
+    def batch_most(self, topic: str) -> int:
+        """Bytes that a batch of the topic may hold, as far as it is known."""
+        lane = self.lanes.get(topic)
+        return self.batch_bytes if lane is None else min(self.batch_bytes, lane.record_max)
+
         open_pen(batch)
         batch.charge = charge
         batch.deadline = batch.opened_at + self._delivery_timeout

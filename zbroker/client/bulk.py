@@ -78,7 +78,8 @@ class Bulk:
     def _step(self, values: Sequence[bytes | None]) -> int:
         """How many values make a slice, going by the first."""
         size = self._extra + (len(values[0] or b"") if values else 0)
-        return max(1, min(SLICE, self._accumulator.batch_bytes // SLICES_A_BATCH // size))
+        most = self._accumulator.batch_most(self._topic)
+        return max(1, min(SLICE, most // SLICES_A_BATCH // size))
 
     def _by_key(self, first: int) -> Iterator[None]:
         assert self._keys is not None
@@ -120,7 +121,7 @@ class Bulk:
             if length >= 0
             else _total(values) + (0 if keys is None else _total(keys))
         )
-        if size > accumulator.batch_bytes // 2:
+        if size > accumulator.batch_most(self._topic) // 2:
             if len(values) == 1:
                 yield from self._one_by_one(positions)
                 return
