@@ -39,6 +39,8 @@ EXIT_PATIENCE = 5.0
 """Seconds that a producer which nobody closed has to empty its buffer when the interpreter exits."""
 TIMESTAMP_MAX = 2**62
 
+TIMEOUT_MAX = 1_000_000
+"""Seconds that a timeout may be: it goes over the wire, and into what waits for sockets, in milliseconds."""
 
 class ProducerMachine:
     """The producer's core as its thread drives it."""
@@ -100,8 +102,9 @@ class Producer(Guarded):
         servers: `"host:port"`, several with commas or as a list: any of the cluster's nodes.
         acks: `"all"`: acknowledged once committed, without duplicates or reordering, whatever is retried;
             `"leader"`: once in the leader's log, a retry may double; `"none"`: once handed to the socket.
-        linger_ms: how long a batch waits for more records, milliseconds. A batch goes earlier when it is full, and
-            when somebody waits for it (`Delivery.result`, `flush`); later while five are unacknowledged.
+        linger_ms: how long a batch waits for more records, milliseconds; less than `delivery_timeout`. A batch goes
+            earlier when it is full, and when somebody waits for it (`Delivery.result`, `flush`); later while five are
+            unacknowledged.
         batch_bytes: about how large a batch gets; a larger record travels alone.
         compression: `"none"`, `"lz4"` or `"zstd"`, a batch as a whole.
         buffer_bytes: how much may wait to be sent and acknowledged; then `send` waits for room.
@@ -137,9 +140,6 @@ class Producer(Guarded):
         option(acks in ("all", "leader", "none"), f"acks is all, leader or none, not {acks!r}")
         option(compression in CODECS, f"compression is {', '.join(CODECS)}, not {compression!r}")
         option(
-            _is_number(linger_ms) and linger_ms >= 0, f"linger_ms is 0 or more, not {linger_ms!r}"
-        )
-        option(
             _is_int(batch_bytes) and batch_bytes >= 1,
             f"batch_bytes is 1 or more, not {batch_bytes!r}",
         )
@@ -152,11 +152,15 @@ class Producer(Guarded):
             ("request_timeout", request_timeout),
         ):
             option(
-                _is_number(seconds) and seconds > 0,
-                f"{name} is more than 0 seconds, not {seconds!r}",
+                _is_number(seconds) and 0 < seconds <= TIMEOUT_MAX,
+                f"{name} is more than 0 seconds and at most {TIMEOUT_MAX}, not {seconds!r}",
             )
         check_timeout(max_block, "max_block")
         super().__init__()
+        option(
+            _is_number(linger_ms) and 0 <= linger_ms < delivery_timeout * 1000,
+            f"linger_ms is 0 or more, and less than delivery_timeout ({delivery_timeout} s), not {linger_ms!r}",
+        )
         self._init(
             servers_of(servers), acks, linger_ms / 1000, batch_bytes, CODECS.index(compression), buffer_bytes,
             delivery_timeout, request_timeout, client_id,
