@@ -13,7 +13,6 @@ room waits until a quarter of the buffer is free, or is refused.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic, time
 
@@ -83,7 +82,7 @@ class Accumulator:
         """The same, for those who put records in without the lock; empty once nothing is taken any more."""
         self.pens: dict[str, Pen] = {}
         """By topic, the pen for records without a key, for the same."""
-        self.closed: deque[Batch] = deque()
+        self.closed: list[Batch] = []
         """Sealed batches, in order, for the client's thread."""
         self.unfinished: dict[Batch, None] = {}
         self.refusal: str | None = None
@@ -376,6 +375,22 @@ class Accumulator:
             if old.assigned:
                 for place, batch in enumerate(old.batches[:count]):
                     lane.batches[place], lane.pens[place] = batch, old.pens[place]
+    def take_closed(self) -> list[Batch]:
+        """What was sealed since the last time, in order, once whoever is at work with it has let go of the lock."""
+        if not self.closed:
+            return []
+        with self.lock:
+            taken, self.closed = self.closed, []
+        return taken
+
+    def seal_all(self) -> list[Batch]:
+        """Seals what is open, for nothing is sent any more; answers with every batch that is not finished."""
+        with self.lock:
+            for batch in list(self._opened):
+                self._seal(batch)
+            self.closed.clear()
+            return list(self.unfinished)
+
                 lane.turn = old.turn % count
                 lane.sticky = lane.batches[lane.turn]
                 for batch in old.batches[count:]:

@@ -78,7 +78,6 @@ class ProducerMachine:
     def on_failure(self, error: ZBrokerError) -> None:
         """The thread ends."""
         self._accumulator.refuse(str(error))
-        self.core.step(monotonic())
         self.core.fail_all(str(error))
 
 
@@ -90,7 +89,7 @@ def run_callbacks(batch: Batch) -> None:
                 function(None, batch.error)
             else:
                 function(batch.metadata(index), None)
-        except Exception:
+        except BaseException:  # SystemExit too: it would end a thread that others need
             logger.exception("on_delivery %r failed; the record itself is as it was", function)
     batch.callbacks = None
 

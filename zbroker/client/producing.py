@@ -186,20 +186,11 @@ class ProducerCore:
         )
 
     def fail_all(self, reason: str) -> None:
-        """Ends every batch that is not finished: the client closes."""
-        for stream in list(self._active):
-            for call in stream.calls.values():
-                self._exchange.abandon(call)
-            stream.calls.clear()
-            for batch in (*stream.unacked, *stream.queue):
+        """Ends every batch that is not finished, whatever has become of it: the client closes, and steps no more."""
+        ended = set(self.finished)
+        for batch in self._accumulator.seal_all():
+            if batch not in ended:
                 self._fail(batch, ClientClosed(reason, outcome_unknown=batch.sends > 0))
-            stream.unacked.clear()
-            stream.queue.clear()
-        self._active.clear()
-        for batches in self._unassigned.values():
-            for batch in batches:
-                self._fail(batch, ClientClosed(reason, outcome_unknown=False))
-        self._unassigned.clear()
 
     # Batches in ---
 
@@ -262,9 +253,7 @@ class ProducerCore:
             self._divide(batch, view)
 
     def _take_in(self) -> None:
-        closed = self._accumulator.closed
-        while closed:
-            batch = closed.popleft()
+        for batch in self._accumulator.take_closed():
             if batch.partition >= 0:
                 self._enqueue(batch)
                 continue
