@@ -8,10 +8,16 @@ Memory: a batch reserves what it may hold when it opens, keeps what it really ho
 back when it is finished. It may hold `batch_bytes`, and less where many are open: the next of n takes at most an eighth
 of the buffer's nth part, so that a thousand partitions share it and none waits for the others' linger. Who finds no
 room waits until a quarter of the buffer is free, or is refused.
+
+Signals: a handler may come between wherever something is called, and send a record itself, or end what it interrupts by
+raising. The lock is re-entrant for its sake, a batch that opens has its first records before anybody sees it, and what
+belongs together changes where nothing is called. What a handler cannot do is to wait for the client's thread, which may
+wait for the lock meanwhile: that is refused.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from time import monotonic, time
@@ -24,10 +30,17 @@ from zbroker.client.filling import (
     full,
     open_pen,
 )
-from zbroker.client.guard import wait_event
+from zbroker.client.guard import FORKED, wait_event
 from zbroker.client.partitioner import crc32
 from zbroker.client.records import Headers
-from zbroker.errors import BufferFull, ClientClosed, MessageTooLarge, UnknownPartition, ZBrokerError
+from zbroker.errors import (
+    BufferFull,
+    ClientClosed,
+    InvalidRequest,
+    MessageTooLarge,
+    UnknownPartition,
+    ZBrokerError,
+)
 
 UNASSIGNED = -1
 BATCH_LEAST = 4 << 10
@@ -76,7 +89,7 @@ class Accumulator:
         clock: Callable[[], float] = monotonic,
         wall: Callable[[], float] = time,
     ) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.lanes: dict[str, Lane] = {}
         self.fast: dict[str, Lane] = {}
         """The same, for those who put records in without the lock; empty once nothing is taken any more."""
@@ -86,6 +99,8 @@ class Accumulator:
         """Sealed batches, in order, for the client's thread."""
         self.unfinished: dict[Batch, None] = {}
         self.refusal: str | None = None
+        self.calling_back = 0
+        """Which thread runs callbacks now, by its ident; 0 where none does."""
         self.room = buffer_bytes
         self.wake: Callable[[float], None] = lambda _by: None
         """Makes the client's thread look, unless it wakes by itself before the monotonic time given."""
@@ -103,6 +118,7 @@ class Accumulator:
         """Whether there may be a batch whose pen looks at the clock seldom."""
         self._refresh_at = 0.0
         self._waiting_for_room: list[threading.Event | Callable[[], None]] = []
+        self._pid = os.getpid()
         self._never = Batch(self, "", UNASSIGNED, limit=0, opened_at=0.0, wall=float)
         self._never.closed = True
 
@@ -179,19 +195,22 @@ class Accumulator:
         while True:
             place = self._place(lane, key, partition)
             batch = lane.batches[place]
-            if batch.closed:
-                opened = self._open(lane, place, rows.size)
-                if opened is None:
-                    return None
-                delivery = opened.use_pen(rows)
-                self._offer(lane, place)
+            pen = batch.pen
+            if batch.closed or pen is None:
+                delivery = self._open(lane, place, rows)
+                if delivery is None and not lane.batches[place].closed:
+                    continue  # a signal's handler has opened one meanwhile
                 return delivery
             try:
-                return batch.use_pen(rows)
-            except (StopIteration, ValueError):
-                # It is full, its pen was interrupted, or a thread that does not run now is at work with it.
-                self._seal(batch)
-                self.wake(0.0)
+                return pen(rows)
+            except StopIteration as end:
+                if end.value is not None and self.holds(end.value):
+                    return end.value  # type: ignore[no-any-return]
+            except ValueError:
+                pass
+            # It is full, its pen was interrupted, or a thread that does not run now is at work with it.
+            self._seal(batch)
+            self.wake(0.0)
 
     def holds(self, delivery: Delivery) -> bool:
         """Whether a record that was put in while its batch was being sealed is in it."""
@@ -207,7 +226,7 @@ class Accumulator:
     def hurry_all(self) -> list[Batch]:
         """Every batch that is not finished lingers no more."""
         with self.lock:
-            for batch in self._opened:
+            for batch in list(self._opened):
                 batch.urgent = True
             self._hurried = True
             unfinished = list(self.unfinished)
@@ -215,10 +234,35 @@ class Accumulator:
         return unfinished
 
     def when_room(self, callback: Callable[[], None]) -> None:
-        """Has `callback` called on the client's thread when there is room again."""
+        """Has `callback` called on the client's thread when there is room again, or here where it is no use to wait."""
         with self.lock:
-            self._waiting_for_room.append(callback)
-        self.wake(0.0)
+            waits = self._room_to_come()
+            if waits:
+                self._waiting_for_room.append(callback)
+        if waits:
+            self.wake(0.0)
+        else:
+            callback()
+
+    def check_wait(self, timeout: float | None = None) -> None:
+        """Refuses a wait that would hold up what it waits for (`InvalidRequest`), or for a thread that is not there."""
+        if os.getpid() != self._pid:
+            raise ClientClosed(FORKED)
+        futile = self._futile() if timeout is None or timeout > 0 else None
+        if futile is not None:
+            raise InvalidRequest(futile)
+
+    def _futile(self) -> str | None:
+        """Why whoever asks would wait in vain, if so."""
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            return "a signal's handler that has interrupted a send cannot wait for it: have it set a flag, or raise"
+        if self.unfinished and threading.get_ident() == self.calling_back:
+            return "on_delivery runs on the client's thread, which would wait for itself: leave that to another thread"
+        return None
+
+    def _room_to_come(self) -> bool:
+        """Whether something will be finished that gives its room back, and is worth waiting for. The lock is held."""
+        return self.refusal is None and bool(self.unfinished)
 
     def lane(self, topic: str) -> Lane:
         """The topic's open batches; the lock is held."""
@@ -226,9 +270,16 @@ class Accumulator:
             raise ClientClosed(self.refusal)
         lane = self.lanes.get(topic)
         if lane is None:
-            lane = Lane(topic, 1, False, self._record_max, self._never)
-            self.lanes[topic] = self.fast[topic] = lane
+            lane = self.lanes.setdefault(
+                topic, Lane(topic, 1, False, self._record_max, self._never)
+            )
+            self.fast[topic] = lane
         return lane
+
+    def batch_most(self, topic: str) -> int:
+        """Bytes that a batch of the topic may hold, as far as it is known."""
+        lane = self.lanes.get(topic)
+        return self.batch_bytes if lane is None else min(self.batch_bytes, lane.record_max)
 
     def _offer(self, lane: Lane, place: int) -> None:
         """Has those who need no lock use the pen of the batch at a place."""
@@ -257,16 +308,16 @@ class Accumulator:
             self.pens[lane.topic] = lane.pens[lane.turn]
         return lane.turn
 
-    def _open(self, lane: Lane, place: int, size: int) -> Batch | None:
-        """A new open batch, or None when there is no room for it."""
+    def _open(self, lane: Lane, place: int, rows: Rows) -> Delivery | None:
+        """Opens a batch that begins with some records.
+
+        Returns:
+            The delivery of the first; None when there is no room, or a batch was opened there meanwhile.
+        """
         share = self.buffer_bytes // (OPEN_SHARE * (len(self._opened) + 1))
-        limit = max(min(self.batch_bytes, max(share, BATCH_LEAST)), size + 1)
+        limit = max(min(self.batch_bytes, max(share, BATCH_LEAST)), rows.size + 1)
         if lane.record_max + 1 < limit:
             limit = lane.record_max + 1
-        charge = min(limit, self.buffer_bytes)
-        if self.room < charge:
-            return None
-        self.room -= charge
         batch = Batch(
             self,
             lane.topic,
@@ -275,29 +326,39 @@ class Accumulator:
             opened_at=self._clock(),
             wall=self._wall,
         )
-    def batch_most(self, topic: str) -> int:
-        """Bytes that a batch of the topic may hold, as far as it is known."""
-        lane = self.lanes.get(topic)
-        return self.batch_bytes if lane is None else min(self.batch_bytes, lane.record_max)
-
-        open_pen(batch)
-        batch.charge = charge
+        batch.charge = min(limit, self.buffer_bytes)
         batch.deadline = batch.opened_at + self._delivery_timeout
+        open_pen(batch)
+        delivery = batch.use_pen(rows)
+        # Until it is known everywhere nothing is called: nobody comes between.
+        if self.room < batch.charge or not lane.batches[place].closed:
+            return None
+        self.room -= batch.charge
         lane.batches[place] = batch
         if place == lane.turn or not lane.assigned:
             lane.sticky = batch
         self._opened[batch] = None
         self.unfinished[batch] = None
-        self.wake(batch.opened_at + self.linger)
-        return batch
+        try:
+            self._offer(lane, place)
+            self.wake(batch.opened_at + self.linger)
+        except BaseException:
+            # The client's thread may not have been told when to look at it.
+            self._seal(batch)
+            self.wake(0.0)
+            raise
+        return delivery
 
     def wait_for_room(self, give_up: float | None) -> None:
         """Waits until there is room again, at most until the monotonic time `give_up` (`BufferFull`)."""
         rest = None if give_up is None else max(0.0, give_up - monotonic())
+        futile = self._futile()
         event = threading.Event()
         with self.lock:
-            if self.refusal is not None:
+            if not self._room_to_come():
                 return
+            if futile is not None:
+                raise BufferFull(f"the buffer is full, and {futile}")
             self._waiting_for_room.append(event)
         self.wake(0.0)
         try:
@@ -313,6 +374,22 @@ class Accumulator:
         )
 
     # The client's thread ---
+
+    def take_closed(self) -> list[Batch]:
+        """What was sealed since the last time, in order, once whoever is at work with it has let go of the lock."""
+        if not self.closed:
+            return []
+        with self.lock:
+            taken, self.closed = self.closed, []
+        return taken
+
+    def seal_all(self) -> list[Batch]:
+        """Seals what is open, for nothing is sent any more; answers with every batch that is not finished."""
+        with self.lock:
+            for batch in list(self._opened):
+                self._seal(batch)
+            self.closed.clear()
+            return list(self.unfinished)
 
     def due(self, now: float, ready: Callable[[Batch], bool]) -> float | None:
         """Seals what has lingered long enough and can go; answers when the next one will have."""
@@ -375,22 +452,6 @@ class Accumulator:
             if old.assigned:
                 for place, batch in enumerate(old.batches[:count]):
                     lane.batches[place], lane.pens[place] = batch, old.pens[place]
-    def take_closed(self) -> list[Batch]:
-        """What was sealed since the last time, in order, once whoever is at work with it has let go of the lock."""
-        if not self.closed:
-            return []
-        with self.lock:
-            taken, self.closed = self.closed, []
-        return taken
-
-    def seal_all(self) -> list[Batch]:
-        """Seals what is open, for nothing is sent any more; answers with every batch that is not finished."""
-        with self.lock:
-            for batch in list(self._opened):
-                self._seal(batch)
-            self.closed.clear()
-            return list(self.unfinished)
-
                 lane.turn = old.turn % count
                 lane.sticky = lane.batches[lane.turn]
                 for batch in old.batches[count:]:
@@ -487,23 +548,20 @@ class Accumulator:
         self.wake(0.0)
 
     def _seal(self, batch: Batch) -> None:
-        """Fixes what a batch holds. The lock is held."""
+        """Fixes what a batch holds. The lock is held. Where it was interrupted it is done again, to the same effect."""
         batch.seal()
-        self._opened.pop(batch, None)
         lane = self.lanes.get(batch.topic)
         place = max(batch.partition, 0)
         if lane is not None and place < lane.count and lane.batches[place] is batch:
             lane.pens[place] = full
             if lane.sticky is batch:
                 self.pens.pop(batch.topic, None)
-        charge = min(batch.charge, batch.size) if batch.count else 0
+        charge = min(batch.charge, batch.size)
         self.room += batch.charge - charge
         batch.charge = charge
-        if batch.count:
+        if batch in self._opened:
+            del self._opened[batch]
             self.closed.append(batch)
-        else:
-            self.unfinished.pop(batch, None)
-            batch.done = True
 
 
 def record_size(value: bytes | None, key: bytes | None, headers: Headers) -> int:

@@ -41,7 +41,10 @@ Pen = Callable[[Any], "Delivery | None"]
 class Home(Protocol):
     """What a batch needs of the accumulator that it belongs to."""
 
-    lock: threading.Lock
+    lock: threading.RLock
+
+    def check_wait(self, timeout: float | None) -> None:
+        """Refuses a wait that would hold up what it waits for, or for a thread that is not there."""
 
     def hurry(self, batch: Batch) -> None:
         """Somebody waits for the batch: it lingers no more."""
@@ -230,6 +233,7 @@ class Batch:
         if self.done or self.where is not None:
             return True
         home = self.home
+        home.check_wait(timeout)
         if not self.urgent:
             home.hurry(self)
         with home.lock:
@@ -270,6 +274,8 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
 
         Raises:
             WaitTimedOut: it is not known yet; the record is still on its way.
+            InvalidRequest: this is an `on_delivery`, or a signal's handler, for which the client would wait in turn.
+            ClientClosed: the process has forked.
             ZBrokerError: why the record was not delivered; `.outcome_unknown` says whether it may be in the log.
         """
         batch, index = self._wait(timeout)

@@ -159,6 +159,8 @@ def fill(batch: Batch) -> Generator[Delivery | None, Any, Delivery | None]:
             if headers is not None:
                 headers += [record.headers] * len(new)
             values += new
+            if batch.closed:
+                return Delivery(batch, index)
             placed = Delivery(batch, index)
             index += len(new)
         else:

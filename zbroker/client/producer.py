@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from time import monotonic
@@ -38,9 +39,9 @@ BUFFER_BYTES = 64 << 20
 EXIT_PATIENCE = 5.0
 """Seconds that a producer which nobody closed has to empty its buffer when the interpreter exits."""
 TIMESTAMP_MAX = 2**62
-
 TIMEOUT_MAX = 1_000_000
 """Seconds that a timeout may be: it goes over the wire, and into what waits for sockets, in milliseconds."""
+
 
 class ProducerMachine:
     """The producer's core as its thread drives it."""
@@ -71,9 +72,11 @@ class ProducerMachine:
         finished = self.core.take_finished()
         if finished:
             self._accumulator.finish(finished)
+            self._accumulator.calling_back = threading.get_ident()
             for batch in finished:
                 if batch.callbacks:
                     run_callbacks(batch)
+            self._accumulator.calling_back = 0
 
     def on_failure(self, error: ZBrokerError) -> None:
         """The thread ends."""
@@ -154,12 +157,12 @@ class Producer(Guarded):
                 _is_number(seconds) and 0 < seconds <= TIMEOUT_MAX,
                 f"{name} is more than 0 seconds and at most {TIMEOUT_MAX}, not {seconds!r}",
             )
-        check_timeout(max_block, "max_block")
-        super().__init__()
         option(
             _is_number(linger_ms) and 0 <= linger_ms < delivery_timeout * 1000,
             f"linger_ms is 0 or more, and less than delivery_timeout ({delivery_timeout} s), not {linger_ms!r}",
         )
+        check_timeout(max_block, "max_block")
+        super().__init__()
         self._init(
             servers_of(servers), acks, linger_ms / 1000, batch_bytes, CODECS.index(compression), buffer_bytes,
             delivery_timeout, request_timeout, client_id,
@@ -217,10 +220,11 @@ class Producer(Guarded):
             timestamp: milliseconds since the epoch; now, if left out.
             headers: (name, bytes or None) pairs, or a dict.
             on_delivery: called as `on_delivery(metadata, error)` on the client's thread once the outcome is known,
-                one of the two being None. It must not block.
+                one of the two being None. It must not block; `send` raises `BufferFull` there rather than wait.
 
         Raises:
-            BufferFull: the buffer is full, and `block_on_full` is False or `max_block` has passed.
+            BufferFull: the buffer is full, and `block_on_full` is False or `max_block` has passed; or this is an
+                `on_delivery`, or a signal's handler, for which the client would wait in turn.
             MessageTooLarge, UnknownPartition, InvalidTopic, SerializationError: as far as it can be known at once.
             ClientClosed: the producer was closed, or the process has forked.
         """
@@ -313,6 +317,7 @@ class Producer(Guarded):
 
         Raises:
             WaitTimedOut: `timeout` seconds were not enough; what is on its way goes on.
+            InvalidRequest: this is an `on_delivery`, or a signal's handler, for which the client would wait in turn.
         """
         check_timeout(timeout)
         self._check_open()
@@ -334,10 +339,15 @@ class Producer(Guarded):
         Args:
             timeout: seconds to wait at most; `delivery_timeout` if left out. What is then on its way fails with
                 `ClientClosed`.
+
+        Raises:
+            InvalidRequest: this is an `on_delivery`, or a signal's handler, for which the client would wait in turn.
         """
         check_timeout(timeout)
         if self._refusal is not None:
             return
+        if self._connection.started:
+            self._accumulator.check_wait()
         self._refusal = "the producer was closed"
         self._accumulator.refuse(self._refusal)
         try:
