@@ -8,6 +8,8 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from time import monotonic
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from zbroker.client import accumulator as accumulating
 from zbroker.client.accumulator import REFRESH, Accumulator
 from zbroker.client.delivery import Batch, Delivery
 from zbroker.client.filling import COARSE, EXACT, Keyed, Rows, open_pen
-from zbroker.errors import BufferFull, ClientClosed
+from zbroker.errors import BufferFull, ClientClosed, InvalidRequest
 
 START = 1_700_000_000.0
 LIMIT = 1 << 20
@@ -251,15 +253,11 @@ def test_a_record_that_was_in_when_its_batch_was_sealed_is_not_sent_again(
 ) -> None:
     producer = a_producer(Clock())
     accumulator = producer._accumulator
-    append(accumulator, b"opens")
-    with accumulator.lock:
-        lane = accumulator.lane("t")
-        batch = accumulator._open(lane, 0, 100)
-    assert batch is not None
+    batch = append(accumulator, b"not looked at here")._batch
     values = batch.values = Sealing()
     values.batch, values.accumulator = batch, accumulator
     open_pen(batch)
-    accumulator._offer(lane, 0)
+    accumulator._offer(accumulator.lanes["t"], 0)
     delivery = producer.send("t", b"once", key)
     assert (delivery._batch, delivery._index) == (batch, 0)
     everything = [value for one in sealed(accumulator) for value in one.values]
@@ -280,6 +278,162 @@ def test_an_interrupted_pen_loses_nothing() -> None:
     after = producer.send("t", b"after")
     assert [batch.values for batch in sealed(producer._accumulator)] == [[b"before"], [b"after"]]
     assert after._index == 0
+
+
+class Between:
+    """Acts once, where the nth call of the client's begins or ends: there a signal's handler may come."""
+
+    def __init__(self, nth: int, action: Callable[[], None]) -> None:
+        self.came = False
+        self._left = nth
+        self._action = action
+
+    def __enter__(self) -> Between:
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _look(self, frame: FrameType, event: str, _what: Any) -> None:
+        if event in ("call", "c_return") and "client/" in frame.f_code.co_filename:
+            self._left -= 1
+            if not self._left:
+                self.came = True
+                self._action()
+
+
+def in_time(action: Callable[[], None]) -> None:
+    """Has a thread act that may come to wait for ever."""
+    raised: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            action()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), "it waits for ever"
+    if raised:
+        raise raised[0]
+
+
+@pytest.mark.parametrize("topic", ["t", "new"])
+@pytest.mark.parametrize("batch_bytes", [40, 1000], ids=["one a batch", "several"])
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_handler_may_send_wherever_it_comes_between(
+    topic: str, batch_bytes: int, opened: bool
+) -> None:
+    def try_at(nth: int) -> bool:
+        accumulator = an_accumulator(Clock(), batch_bytes=batch_bytes)
+        made: dict[bytes, Delivery] = {}
+
+        def put(value: bytes) -> None:
+            made[value] = accumulator.append(topic, value, None, 0, None, (), void2, block=0)
+
+        if opened:
+            put(b"before")
+        with Between(nth, lambda: put(b"inner")) as between:
+            put(b"outer")
+        put(b"after")
+        batches = sealed(accumulator)
+        values = [value for batch in batches for value in batch.values]
+        assert sorted(values) == sorted(made)
+        assert values[-1] == b"after"
+        assert not opened or values[0] == b"before"
+        for value, delivery in made.items():
+            batch, index = delivery._batch, delivery._index
+            assert batch.values[index] == value
+            assert batch.callbacks is not None
+            assert index in dict(batch.callbacks)
+            assert topic == "t" or (batch.targets is not None and index in batch.targets)
+        assert set(batches) == set(accumulator.unfinished)
+        accumulator.finish(batches)
+        assert accumulator.room == accumulator.buffer_bytes
+        return between.came
+
+    def try_everywhere() -> None:
+        nth = 1
+        while try_at(nth):
+            nth += 1
+        assert nth > 10
+
+    in_time(try_everywhere)
+
+
+@pytest.mark.parametrize("batch_bytes", [40, 1000], ids=["one a batch", "several"])
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_send_may_be_interrupted_wherever_it_is(batch_bytes: int, opened: bool) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    nth, came = 0, True
+    while came:
+        nth += 1
+        accumulator = an_accumulator(Clock(), batch_bytes=batch_bytes)
+        if opened:
+            append(accumulator, b"before")
+        try:
+            with Between(nth, interrupt) as between:
+                append(accumulator, b"interrupted")
+        except KeyboardInterrupt:
+            pass
+        came = between.came
+        append(accumulator, b"after")
+        batches = sealed(accumulator)
+        values = [value for batch in batches for value in batch.values]
+        assert values.count(b"interrupted") <= 1
+        kept = [value for value in values if value != b"interrupted"]
+        assert kept == ([b"before", b"after"] if opened else [b"after"])
+        assert set(batches) == set(accumulator.unfinished)
+        accumulator.finish(batches)
+        assert accumulator.room == accumulator.buffer_bytes
+    assert nth > 10
+
+
+def test_a_handler_does_not_wait_for_the_send_that_it_interrupts() -> None:
+    clock = Clock()
+    producer = a_producer(clock, batch_bytes=1000, buffer_bytes=1000)
+    before = producer.send("t", b"before")
+    raised: list[BaseException] = []
+
+    def wait() -> None:
+        for call in (before.result, producer.flush, lambda: producer.send("u", bytes(990), "key")):
+            try:
+                call()
+            except (InvalidRequest, BufferFull) as error:
+                raised.append(error)
+
+    def send() -> None:
+        clock.interrupts = wait
+        producer.send("t", b"interrupted", "key")
+
+    in_time(send)
+    assert [type(error) for error in raised] == [InvalidRequest, InvalidRequest, BufferFull]
+    assert all("signal's handler" in str(error) for error in raised)
+
+
+def test_who_comes_when_everything_is_finished_does_not_wait_for_room() -> None:
+    accumulator = an_accumulator(Clock(), batch_bytes=1000, buffer_bytes=1000)
+    append(accumulator, b"x")
+    told: list[int] = []
+    accumulator.when_room(lambda: told.append(1))
+    assert not told
+    accumulator.finish(sealed(accumulator))
+    assert told == [1]
+    accumulator.wait_for_room(monotonic() + 0.2)
+    accumulator.when_room(lambda: told.append(2))
+    assert told == [1, 2]
+    append(accumulator, b"y")
+    with pytest.raises(BufferFull):
+        accumulator.wait_for_room(monotonic())
+    accumulator.refuse("closed")
+    accumulator.wait_for_room(monotonic() + 0.2)
+    accumulator.when_room(lambda: told.append(3))
+    assert told == [1, 2, 3]
 
 
 def test_a_closed_producer_takes_nothing() -> None:
@@ -425,6 +579,23 @@ def test_a_timestamp_of_ones_own_is_that_records_alone() -> None:
 
 def void(_what: Any) -> None:
     """Nothing of it is wanted."""
+
+
+def void2(_metadata: Any, _error: Any) -> None:
+    """Nobody wants to know."""
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_many_records_go_into_batches_that_the_topic_takes(keyed: bool) -> None:
+    producer = a_producer(Clock())
+    producer._accumulator.assign("t", 2, 4000)
+    values = [b"%04d" % n + bytes(96) for n in range(1000)]
+    group = producer.send_many("t", values, [b"%d" % n for n in range(1000)] if keyed else None)
+    batches = sealed(producer._accumulator)
+    assert max(batch.size for batch in batches) <= 4000
+    assert len(batches) < 60
+    assert sorted(value for batch in batches for value in batch.values) == values
+    assert group.accepted() == 1000
 
 
 def test_any_number_of_partitions_share_the_buffer() -> None:

@@ -384,6 +384,29 @@ def test_linger_collects_and_a_full_batch_goes_at_once() -> None:
     assert 4.9 < world.now - before < 5.2
 
 
+def test_what_is_interrupted_as_it_wakes_the_client_keeps_nobody_waiting() -> None:
+    world = World(linger=5.0)
+    world.send(b"makes the partitions known")
+    world.run()
+    accumulator = world.accumulator
+
+    def interrupt(_by: float) -> None:
+        accumulator.wake = lambda _by: None
+        raise KeyboardInterrupt
+
+    accumulator.wake = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        world.send(b"interrupted")
+    waiting = accumulator.hurry_all()
+    settled: list[int] = []
+    for number, batch in enumerate(waiting):
+        batch.when_settled(lambda number=number: settled.append(number))  # type: ignore[misc]
+    world.run(until=world.now + 1.0)
+    assert settled == list(range(len(waiting)))
+    assert not accumulator.unfinished
+    assert accumulator.room == accumulator.buffer_bytes
+
+
 def test_linger_is_measured_from_a_batchs_first_record() -> None:
     world = World(linger=0.5)
     world.send(b"first")
