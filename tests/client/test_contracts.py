@@ -169,7 +169,7 @@ def test_what_pickles_and_what_says_why_not(nowhere: str) -> None:
 # Ctrl-C ---
 
 BLOCKING = {
-    "result": "Producer(servers).send('sales', b'x').result()",
+    "result": "producer = Producer(servers); producer.send('sales', b'x').result()",
     "flush": "producer = Producer(servers); producer.send('sales', b'x'); producer.flush()",
     "send": "producer = Producer(servers, buffer_bytes=1_000_000)\nwhile True: producer.send('sales', bytes(50_000))",
     "poll": "Consumer(servers, 'sales').poll(timeout=None)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import threading
@@ -138,6 +139,13 @@ def test_what_is_still_open_when_a_producer_closes_fails(broker: FakeBroker) -> 
     error = delivery.exception(20)
     assert isinstance(error, ClientClosed)
     assert not error.outcome_unknown
+
+
+def test_what_a_producer_leaves_that_nobody_keeps_fails(broker: FakeBroker) -> None:
+    broker.frozen = True
+    delivery = Producer(broker.server).send("sales", b"x")
+    gc.collect()
+    assert isinstance(delivery.exception(20), ClientClosed)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
