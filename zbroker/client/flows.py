@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from zbroker.client.administering import Task
 from zbroker.client.exchange import Outcome
+from zbroker.client.parts import names_fit
 from zbroker.client.records import (
     ClusterDescription,
     NodeDescription,
@@ -61,7 +62,9 @@ def words(settings: dict[str, Any]) -> dict[str, str | int]:
 
 
 def metadata(topics: list[str] | None) -> Flow[messages.MetadataReply]:
-    """The cluster as any server knows it."""
+    """The cluster as any server knows it, with these topics at least; None for all."""
+    if topics is not None and not names_fit(topics):
+        topics = None
     (outcome,) = yield [Task(messages.Metadata(topics=topics))]
     return good(outcome, messages.MetadataReply)
 

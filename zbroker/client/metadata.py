@@ -26,6 +26,7 @@ import msgspec
 
 from zbroker.client.exchange import Backoff, Exchange, Outcome, Subscription
 from zbroker.client.inquiry import Inquiry, reason
+from zbroker.client.parts import names_fit
 from zbroker.errors import UnknownTopic, ZBrokerError
 from zbroker.protocol import messages
 from zbroker.protocol.frames import CLUSTER_SUBJECT
@@ -251,7 +252,7 @@ class Cluster:
         if now < self._due:
             return self._due
         self._due = None
-        self._asked = None if self._all else list(self._wanted)
+        self._asked = list(self._wanted) if not self._all and names_fit(self._wanted) else None
         self._inquiry = Inquiry(
             self._exchange, messages.Metadata(topics=self._asked), self.candidates(), timeout=ATTEMPT,
             accepts=self.is_news, failed=self.on_failure, done=self._on_reply,
