@@ -759,6 +759,49 @@ def test_a_commit_that_nobody_answers_ends_at_its_deadline() -> None:
     assert error.outcome_unknown
 
 
+def test_a_commit_behind_one_without_a_deadline_ends_at_its_own() -> None:
+    """Automatic commits go on for as long as it takes; an application that commits waits no longer for that."""
+    member = Member()
+    member.joined(0)
+    patient: list[ZBrokerError | None] = []
+    member.group.commits.submit(Commit({place(0): Position(6)}, patient.append))
+    member.step()
+    member.answer(CommitOffsets, NotCoordinator("not me"))
+    answers: list[ZBrokerError | None] = []
+    member.group.commit(Commit({place(0): Position(7)}, answers.append, member.now + 1))
+    member.step()
+    assert not member.pending(CommitOffsets), "nobody is known to coordinate"
+    assert member.wanted is not None
+    assert member.wanted <= member.now + 1
+    member.step(0.9)
+    assert answers == []
+    member.step(0.1)
+    assert [type(error) for error in answers] == [RequestTimedOut]
+    assert patient == []
+    member.found()
+    member.step(0.1)
+    assert member.commit_answered() == {0: 6}
+    assert patient == [None]
+
+
+def test_automatic_commits_that_fail_are_a_warning_once(caplog: pytest.LogCaptureFixture) -> None:
+    member = Member()
+    member.joined(0)
+
+    def commit(offset: int, outcome: Any) -> int:
+        """What is done is committed by itself, which is answered so; tells how many warnings there are."""
+        assert member.take(0)
+        member.call({0: offset})
+        member.step(1.1)
+        member.answer(CommitOffsets, outcome)
+        return len([one for one in caplog.records if "committing positions" in one.message])
+
+    assert commit(6, InvalidRequest("too many")) == 1
+    assert commit(7, InvalidRequest("too many")) == 1
+    assert commit(8, CommitOffsetsReply()) == 1
+    assert commit(9, InvalidRequest("too many")) == 2
+
+
 def test_after_a_commit_whose_outcome_is_not_known_what_is_done_is_committed_again() -> None:
     """It may have arrived; then what was committed before it stands no more."""
     member = Member()

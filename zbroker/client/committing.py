@@ -16,7 +16,8 @@ nothing before the deadline      the end, with the last error: the outcome is no
 
 They go out one at a time, and each has its number: one that was given up and arrives late, by a connection that was
 lost here and not there, does not overwrite a later one. Repeated, one has the epoch that it had: it is not for what is
-given to the member after it.
+given to the member after it. What is too much for one request goes in parts, each a commit of partitions of its own.
+A deadline holds wherever a commit stands: nobody waits longer for being behind others.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import NamedTuple
 from zbroker.client.coordinator import Coordinator
 from zbroker.client.exchange import Body, Call, Exchange, Outcome, Retries
 from zbroker.client.membership import Membership
+from zbroker.client.parts import parts_of
 from zbroker.client.records import TopicPartition
 from zbroker.errors import RequestTimedOut, StaleMemberEpoch, ZBrokerError, from_wire
 from zbroker.protocol import messages
@@ -100,9 +102,10 @@ class Commits:
 
     def submit(self, commit: Commit) -> None:
         """Puts a commit on its way, behind those that are."""
-        commit.number = next(self._numbers)
-        commit.epoch = self._membership.epoch
-        self._queue.append(commit)
+        for part in _parts(commit):
+            part.number = next(self._numbers)
+            part.epoch = self._membership.epoch
+            self._queue.append(part)
 
     def settle(
         self, places: Iterable[TopicPartition], done: Callable[[ZBrokerError | None], None]
@@ -121,22 +124,29 @@ class Commits:
 
     def step(self, now: float) -> float | None:
         """Sends what is due; answers when it wants to be called again."""
-        while self._queue:
-            commit = self._queue[0]
-            if commit.deadline is not None and now >= commit.deadline:
+        self._give_up_late(now)
+        if not self._queue:
+            return None
+        wanted = [commit.deadline for commit in self._queue if commit.deadline is not None]
+        commit, address = self._queue[0], self._coordinator.address
+        if commit.call is not None and address not in (None, commit.call.address):
+            self._exchange.abandon(commit.call)  # there is another coordinator
+            commit.call = None
+        if commit.call is None and address is not None:
+            if now >= self._retry_at:
+                self._send(commit, now)
+            else:
+                wanted.append(self._retry_at)
+        return min(wanted, default=None)
+
+    def _give_up_late(self, now: float) -> None:
+        """Ends the commits whose time is up, those that wait behind others among them."""
+        late = [one for one in self._queue if one.deadline is not None and now >= one.deadline]
+        for commit in late:
+            if commit in self._queue:
                 for place in commit.positions:
                     self.committed.pop(place, None)  # it may have arrived all the same
                 self._finish(commit, _too_late(commit))
-                continue
-            address = self._coordinator.address
-            if commit.call is not None and address not in (None, commit.call.address):
-                self._exchange.abandon(commit.call)  # there is another coordinator
-                commit.call = None
-            if commit.call is None and address is not None and now >= self._retry_at:
-                self._send(commit, now)
-            due = None if commit.call is not None or address is None else self._retry_at
-            return commit.deadline if due is None else due
-        return None
 
     def _send(self, commit: Commit, now: float) -> None:
         membership, address = self._membership, self._coordinator.address
@@ -199,7 +209,7 @@ class Commits:
         )
 
     def _finish(self, commit: Commit, error: ZBrokerError | None) -> None:
-        self._queue.popleft()
+        self._queue.remove(commit)
         if commit.call is not None:
             self._exchange.abandon(commit.call)
             commit.call = None
@@ -214,6 +224,21 @@ _REASONS = {
     "unknown_topic": "there is no such topic",
     "unknown_partition": "the topic has no such partition",
 }
+
+
+def _parts(commit: Commit) -> list[Commit]:
+    """A commit as it is sent, at once or in parts; it is answered once all of them are, with the first error."""
+    parts = parts_of(commit.positions)
+    if len(parts) == 1:
+        return [commit]
+    errors: list[ZBrokerError | None] = []
+
+    def done(error: ZBrokerError | None) -> None:
+        errors.append(error)
+        if len(errors) == len(parts):
+            commit.done(next((one for one in errors if one is not None), None))
+
+    return [Commit(positions, done, commit.deadline) for positions in parts]
 
 
 def _too_late(commit: Commit) -> ZBrokerError:

@@ -11,6 +11,7 @@ from typing import Literal
 from zbroker.client.administering import OfGroup, Task
 from zbroker.client.exchange import Outcome
 from zbroker.client.flows import Flow, describe_topic, good, metadata
+from zbroker.client.parts import parts_of
 from zbroker.client.records import (
     GroupDescription,
     GroupOffset,
@@ -255,22 +256,26 @@ def _is_time(to: To) -> bool:
 
 
 def _commit(name: str, offsets: dict[TopicPartition, tuple[int, int]]) -> Flow[None]:
-    message = messages.CommitOffsets(
-        group=name,
-        offsets=[
-            messages.GroupOffset(
-                topic=place.topic, partition=place.partition, offset=offset, epoch=epoch
-            )
-            for place, (offset, epoch) in sorted(offsets.items())
-        ],
-    )
-    (outcome,) = yield [Task(message, OfGroup(name))]
-    for one in good(outcome, messages.CommitOffsetsReply).refused:
-        raise from_wire(
-            one.error or "internal",
-            f"offset {one.offset} of {one.topic}/{one.partition} was not committed ({one.error})",
-            {"topic": one.topic, "partition": one.partition},
+    commits = [
+        messages.CommitOffsets(
+            group=name,
+            offsets=[
+                messages.GroupOffset(
+                    topic=place.topic, partition=place.partition, offset=offset, epoch=epoch
+                )
+                for place, (offset, epoch) in part.items()
+            ],
         )
+        for part in parts_of(dict(sorted(offsets.items())))
+    ]
+    outcomes = yield [Task(message, OfGroup(name)) for message in commits]
+    for outcome in outcomes:
+        for one in good(outcome, messages.CommitOffsetsReply).refused:
+            raise from_wire(
+                one.error or "internal",
+                f"offset {one.offset} of {one.topic}/{one.partition} was not committed ({one.error})",
+                {"topic": one.topic, "partition": one.partition},
+            )
 
 
 def _member(member: messages.GroupMember) -> MemberDescription:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from math import inf
 
 from zbroker.client.committing import Commit, Commits, Position
@@ -37,6 +38,7 @@ from zbroker.client.custody import Custody
 from zbroker.client.exchange import Body, Call, Outcome, Retries
 from zbroker.client.membership import GroupSettings, Membership, owned_list
 from zbroker.client.metadata import Cluster
+from zbroker.client.parts import parts_of
 from zbroker.client.reading import Reader
 from zbroker.client.records import TopicPartition
 from zbroker.errors import (
@@ -114,6 +116,8 @@ class GroupCore:
         """Leaving is due, once the commits are answered: whether the place is kept, and until when to try."""
         self._left: Callable[[], None] = lambda: None
         self._join_again = False
+        self._warned = False
+        """Whether it was said that automatic commits fail, and none has succeeded since."""
 
     # What the application asks for, on the client's thread ---
 
@@ -160,7 +164,8 @@ class GroupCore:
             self.membership.leave(keep=keep, deadline=deadline)
         if self._asking:
             asked, self._asking = self._asking, {}
-            self._ask(asked, lambda outcome, at: self._on_offsets(asked, outcome, at), inf)
+            for part in parts_of(asked):
+                self._ask(part, partial(self._on_offsets, part), inf)
         if self.membership.state == "member" and now >= self._commit_at:
             self._commit_at = now + self.settings.commit_interval
             if self.settings.auto_commit and not self.commits.busy and self._leave is None:
@@ -296,7 +301,7 @@ class GroupCore:
     def _commit_done(
         self,
         places: Iterable[TopicPartition],
-        done: Callable[[ZBrokerError | None], None] = lambda _error: None,
+        done: Callable[[ZBrokerError | None], None] | None = None,
         deadline: float | None = None,
     ) -> bool:
         """Commits what is done of partitions and not committed yet; False where there is nothing of that."""
@@ -308,8 +313,16 @@ class GroupCore:
             and (committed.get(place) != positions[place].offset or self.commits.concern(place))
         }
         if found:
-            self.commits.submit(Commit(found, done, deadline))
+            self.commits.submit(Commit(found, done or self._committed, deadline))
         return bool(found)
+
+    def _committed(self, error: ZBrokerError | None) -> None:
+        """An automatic commit has ended: nobody else hears that it failed, unless the member is out by that."""
+        if error is None:
+            self._warned = False
+        elif not self._warned and error is not self.custody.error:
+            self._warned = True
+            logger.warning("committing positions of group %s fails: %s", self.settings.group, error)
 
     # Ends ---
 
