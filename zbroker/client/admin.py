@@ -113,7 +113,8 @@ class AdminBase(Guarded):
             for task in tasks:
                 self._core.submit(task, self._timeout, now)
 
-        self._connection.post(submit)
+        if not self._connection.post(submit):
+            raise self._connection.failure
         return outcomes
 
     def _stop(self) -> None:

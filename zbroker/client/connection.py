@@ -6,8 +6,9 @@ names are resolved by workers, never by libzmq, and sockets connect to numeric a
 one after the other. Never decides what to send, and never retries.
 
 A DEALER that is disconnected, refused or late is closed, and the next transmission opens another: nothing that was
-queued for a server which went away is delivered to the one that comes back. A SUB reconnects by itself, and is opened
-anew when its beacons fail to come. Reading never stops, whatever the core does with what it reads.
+queued for a server which went away is delivered to the one that comes back. One that cannot be opened, for want of file
+descriptors or with an address that is none, is a lost connection, too. A SUB reconnects by itself, and is opened anew
+when its beacons fail to come. Reading never stops, whatever the core does with what it reads.
 """
 
 from __future__ import annotations
@@ -103,9 +104,12 @@ class Connection:
         """Why the thread ended, where it was not asked to."""
         self._sub_rcvhwm = sub_rcvhwm
         self._start_lock = threading.Lock()
+        self._post_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self._commands: deque[Callable[[float], None]] = deque()
+        self._ended = False
+        """Whether the last command has been called."""
         self._sleep_until = AWAKE
         self._woken = False
         self._stopping = False
@@ -130,8 +134,15 @@ class Connection:
             self._poke_in.setblocking(False)
             self._poke_out.setblocking(False)
             thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # there are too many, or the interpreter exits
+                self._close_pokes()
+                raise
+            except BaseException:  # Ctrl-C, while it was waited for that the thread runs
+                self._thread = thread
+                raise
             self._thread = thread
-            thread.start()
 
     @property
     def started(self) -> bool:
@@ -150,10 +161,19 @@ class Connection:
             self._sleep_until = AWAKE
             self._poke()
 
-    def post(self, command: Callable[[float], None]) -> None:
-        """Has the thread call `command(now)`."""
-        self._commands.append(command)
+    @property
+    def failure(self) -> ZBrokerError:
+        """Why the thread has ended, or does not begin."""
+        return self.error or ClientClosed("the client was closed")
+
+    def post(self, command: Callable[[float], None]) -> bool:
+        """Has the thread call `command(now)`; False where it has ended, so that nobody ever will."""
+        with self._post_lock:
+            if self._ended or (self._stopping and self._thread is None):
+                return False
+            self._commands.append(command)
         self.wake()
+        return True
 
     def stop(self, linger: float = 0.0) -> None:
         """Ends the thread and waits for it; `linger` is how many seconds what was sent has to leave."""
@@ -195,10 +215,10 @@ class Connection:
                 f"the client's thread failed ({type(error).__name__}: {error}); open another client"
             )
         finally:
-            failure = self.error or ClientClosed("the client was closed")
             self._stopping = True
+            self._run_last_commands()
             try:
-                self.machine.on_failure(failure)
+                self.machine.on_failure(self.failure)
                 self.machine.after_step()
             except Exception:
                 logger.exception("%s: closing failed", self.name)
@@ -206,9 +226,22 @@ class Connection:
                 self._close_dealer(server, self._linger)
                 self._close_sub(server)
             context.term()
-            for end in (self._poke_in, self._poke_out):
-                if end is not None:
-                    end.close()
+            self._close_pokes()
+
+    def _run_last_commands(self) -> None:
+        """Calls what was posted before the end, so that its caller is told of that; nothing is posted from here on."""
+        with self._post_lock:
+            self._ended = True
+        while self._commands:
+            try:
+                self._commands.popleft()(monotonic())
+            except Exception:
+                logger.exception("%s: closing failed", self.name)
+
+    def _close_pokes(self) -> None:
+        for end in (self._poke_in, self._poke_out):
+            if end is not None:
+                end.close()
 
     def _loop(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self._context = context
@@ -340,10 +373,14 @@ class Connection:
         if lost is not None:
             if server.dealer is not None:  # what the server answered before it went is an answer
                 self._read_dealer(server.dealer, server, now, sys.maxsize)
-            server.turn += 1
-            self._close_dealer(server, 0)
-            server.outbox.clear()
-            self.machine.exchange.on_lost(server.address, lost, now)
+            self._lose(server, lost, now)
+
+    def _lose(self, server: Server, why: str, now: float) -> None:
+        """The DEALER to a server is of no use any more."""
+        server.turn += 1
+        self._close_dealer(server, 0)
+        server.outbox.clear()
+        self.machine.exchange.on_lost(server.address, why, now)
 
     # Effects ---
 
@@ -378,13 +415,14 @@ class Connection:
                 server.outbox.append((_parts(effect), effect.oneway))
                 return
             dealer = self._open_dealer(server)
+            if dealer is None:
+                return
         if server.outbox:
             server.outbox.append((_parts(effect), effect.oneway))
             self._flush_outbox(server, now)
             return
         if self._send(dealer, _parts(effect)):
-            if effect.oneway:
-                self.machine.exchange.on_sent(effect.oneway, now)
+            self._sent(effect.oneway, now)
         else:
             server.outbox.append((_parts(effect), effect.oneway))
             self._poller.register(dealer, zmq.POLLIN | zmq.POLLOUT)
@@ -412,12 +450,28 @@ class Connection:
                 self._poller.register(dealer, zmq.POLLIN | zmq.POLLOUT)
                 return
             server.outbox.popleft()
-            if oneway:
-                self.machine.exchange.on_sent(oneway, now)
+            self._sent(oneway, now)
         self._poller.register(dealer, zmq.POLLIN)
 
-    def _open_dealer(self, server: Server) -> zmq.Socket[bytes]:
-        dealer = self._context.socket(zmq.DEALER)
+    def _sent(self, oneway: int, now: float) -> None:
+        if oneway:
+            self.machine.exchange.on_sent(oneway, now)
+            self._woken = (
+                True  # what comes after it may go: that is for the core to decide, in another turn
+            )
+
+    def _open_dealer(self, server: Server) -> zmq.Socket[bytes] | None:
+        """Opens and connects a DEALER; None where that fails, of which the core is told in the next turn."""
+        try:
+            return self._connect_dealer(server)
+        except zmq.ZMQError as error:
+            self._close_dealer(server, 0)
+            why = f"no connection can be opened ({error})"
+            self.post(lambda now: self._lose(server, why, now))
+            return None
+
+    def _connect_dealer(self, server: Server) -> zmq.Socket[bytes]:
+        server.dealer = dealer = self._context.socket(zmq.DEALER)
         dealer.linger = 0
         dealer.sndhwm = SEND_HWM
         dealer.rcvhwm = 0
@@ -428,7 +482,6 @@ class Connection:
         dealer.tcp_keepalive = 1
         dealer.ipv6 = True
         server.monitor = dealer.get_monitor_socket(_EVENTS)
-        server.dealer = dealer
         self._readers[dealer] = (server, "dealer")
         self._readers[server.monitor] = (server, "monitor")
         self._poller.register(dealer, zmq.POLLIN)
@@ -447,14 +500,18 @@ class Connection:
     def _close_dealer(self, server: Server, linger: int) -> None:
         dealer, monitor = server.dealer, server.monitor
         server.dealer = server.monitor = None
-        if dealer is None or monitor is None:
+        if dealer is None:
             return
-        for sock in (dealer, monitor):
-            self._readers.pop(sock, None)
-            self._poller.unregister(sock)
+        self._forget(dealer)
         dealer.disable_monitor()
-        monitor.close(0)
+        if monitor is not None:
+            self._forget(monitor)
+            monitor.close(0)
         dealer.close(linger)
+
+    def _forget(self, sock: zmq.Socket[bytes]) -> None:
+        if self._readers.pop(sock, None) is not None:
+            self._poller.unregister(sock)
 
     # Subscriptions ---
 
@@ -478,7 +535,18 @@ class Connection:
                 self._open_sub(server, now)
 
     def _open_sub(self, server: Server, now: float) -> None:
-        sub = self._context.socket(zmq.SUB)
+        """Opens a SUB; where that fails there is none until the watch tries again."""
+        if not self._sub_watch:
+            self._sub_watch = now + BEACON_PATIENCE
+        try:
+            self._connect_sub(server)
+        except zmq.ZMQError as error:
+            self._close_sub(server)
+            logger.debug("%s: no SUB to %s can be opened (%s)", self.name, server.address, error)
+        server.heard_at = now
+
+    def _connect_sub(self, server: Server) -> None:
+        server.sub = sub = self._context.socket(zmq.SUB)
         sub.linger = 0
         sub.rcvhwm = self._sub_rcvhwm
         sub.reconnect_ivl = 100
@@ -488,29 +556,24 @@ class Connection:
         for subject in server.subjects:
             sub.subscribe(subject)
         sub.connect(self._endpoint(server, 1))
-        server.sub = sub
-        server.heard_at = now
         self._readers[sub] = (server, "sub")
         self._poller.register(sub, zmq.POLLIN)
-        if not self._sub_watch:
-            self._sub_watch = now + BEACON_PATIENCE
 
     def _close_sub(self, server: Server) -> None:
         sub = server.sub
         server.sub = None
         if sub is not None:
-            self._readers.pop(sub, None)
-            self._poller.unregister(sub)
+            self._forget(sub)
             sub.close(0)
 
     def _watch_subs(self, now: float) -> None:
-        """Opens the SUBs anew whose beacons have failed to come."""
+        """Opens the SUBs anew whose beacons have failed to come, and those that could not be opened."""
         self._sub_watch = 0.0
         for server in self._servers.values():
-            if server.sub is None:
+            if not (server.subjects and server.addresses):
                 continue
             self._sub_watch = now + BEACON_PATIENCE / 2
-            if now - server.heard_at > BEACON_PATIENCE:
+            if server.sub is None or now - server.heard_at > BEACON_PATIENCE:
                 self._close_sub(server)
                 server.turn += 1
                 self._open_sub(server, now)
@@ -553,11 +616,15 @@ class _Resolver:
     def __init__(self, name: str) -> None:
         self._name = f"{name}-names"
 
-    def ask(self, host: str, answer: Callable[[list[str] | str], None]) -> None:
+    def ask(self, host: str, answer: Callable[[list[str] | str], object]) -> None:
         """Looks a name up; `answer` gets numeric addresses, IPv4 first, or why there are none."""
-        threading.Thread(
+        thread = threading.Thread(
             target=lambda: answer(self._look_up(host)), name=self._name, daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # there are too many, or the interpreter exits
+            answer(self._look_up(host))
 
     @staticmethod
     def _look_up(host: str) -> list[str] | str:

@@ -135,7 +135,8 @@ class GroupPart(Positions):
         seconds = self._request_timeout if timeout is None else timeout
         commit = Commit(positions, done, monotonic() + seconds)
         self._connection.start()
-        self._connection.post(lambda _now: group.commit(commit))
+        if not self._connection.post(lambda _now: group.commit(commit)):
+            done(self._connection.failure)
 
     def _to_commit(self, offsets: Any) -> dict[TopicPartition, Position]:
         if offsets is None:
@@ -168,7 +169,8 @@ class GroupPart(Positions):
             raise InvalidRequest("this consumer has no group: pass group=")
         deadline = monotonic() + self._request_timeout
         self._connection.start()
-        self._connection.post(lambda _now: group.ask_committed(done, deadline))
+        if not self._connection.post(lambda _now: group.ask_committed(done, deadline)):
+            done(self._connection.failure)
 
     def _start_leaving(self, left: Callable[[], None], timeout: float) -> bool:
         """Has the group left; False where there is nothing to leave."""
