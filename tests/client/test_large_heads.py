@@ -151,11 +151,12 @@ def test_nothing_is_one_part() -> None:
 
 
 def test_a_group_of_a_thousand_partitions_is_reset() -> None:
-    groups = FakeGroups({"t": MANY})
-    with FakeBroker({"t": MANY}, groups) as broker, Admin(broker.server) as admin:
-        changes = admin.reset_group("g", "earliest", "t")
+    topic = "t" * 40
+    groups = FakeGroups({topic: MANY})
+    with FakeBroker({topic: MANY}, groups) as broker, Admin(broker.server) as admin:
+        changes = admin.reset_group("g", "earliest", topic)
     assert len(changes) == MANY
-    assert groups.committed() == {("t", n): 0 for n in range(MANY)}
+    assert groups.committed() == {(topic, n): 0 for n in range(MANY)}
     assert all(len(encode(request)) < HEAD_MAX for request in groups.log)
 
 
