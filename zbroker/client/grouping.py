@@ -317,10 +317,10 @@ class GroupCore:
         return bool(found)
 
     def _committed(self, error: ZBrokerError | None) -> None:
-        """An automatic commit has ended: nobody else hears that it failed, unless the member is out by that."""
+        """An automatic commit has ended: nobody else hears that it failed, unless the member is out."""
         if error is None:
             self._warned = False
-        elif not self._warned and error is not self.custody.error:
+        elif not (self._warned or isinstance(error, MemberFenced) or error is self.custody.error):
             self._warned = True
             logger.warning("committing positions of group %s fails: %s", self.settings.group, error)
 
