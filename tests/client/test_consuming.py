@@ -267,6 +267,16 @@ def count_fetches(client: Client) -> int:
     return client.exchange._last
 
 
+def run_to_the_end(client: Client) -> None:
+    for _ in range(200):
+        client.turn()
+        client.take()
+        client.world.tick(20)
+        if client.core.ended and not client.core.ready:
+            return
+    raise AssertionError("the end is not reached")
+
+
 def test_until_end_stops_at_what_was_there_at_the_start() -> None:
     client = Client(1, until_end=True)
     for _ in range(10):
@@ -276,26 +286,10 @@ def test_until_end_stops_at_what_was_there_at_the_start() -> None:
     for _ in range(20):
         client.turn()
     client.produce()
-    for _ in range(200):
-        client.turn()
-        client.take()
-        client.world.tick(20)
-        if client.core.ended and not client.core.ready:
-            break
-    assert client.core.ended
+    run_to_the_end(client)
     got = {n: [value for _, value in client.got.get(TopicPartition("t", n), [])] for n in before}
     for number, values in before.items():
         assert got[number][: len(values)] == values
-
-
-def run_to_the_end(client: Client) -> None:
-    for _ in range(300):
-        client.turn()
-        client.take()
-        client.world.tick(20)
-        if client.core.ended and not client.core.ready:
-            return
-    raise AssertionError("the end is not reached")
 
 
 def half_read(**options: Any) -> Client:
