@@ -7,11 +7,14 @@ and consumer are two processes of the same client.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from bench.doing import all_of
 from bench.frame import Case, Figures, Ground, Plan
 from bench.peers.base import Arena, Client
+from bench.worker import Worker
 
 SIZE = 100
 FIGURES = ("p50", "p90", "p99", "p99.9", "worst")
@@ -29,17 +32,26 @@ def told_of(topic: str, rate: int, plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@contextlib.contextmanager
+def running(
+    ground: Ground, client: Client, told: dict[str, Any]
+) -> Iterator[tuple[Worker, Worker]]:
+    """Consumer and producer at work."""
+    reader = ground.worker(client, "latency_consume", **told)
+    writer = ground.worker(client, "latency_produce", **told)
+    with all_of((reader, writer)):
+        reader.ready().go()
+        writer.ready().go()
+        yield reader, writer
+
+
 def case(where: str, rate: int, plan: Plan) -> Case:
     """One rate on one kind of cluster."""
 
     def measure(ground: Ground, client: Client) -> Figures:
         with ground.topic() as topic:
             told = told_of(topic, rate, plan)
-            reader = ground.worker(client, "latency_consume", **told)
-            writer = ground.worker(client, "latency_produce", **told)
-            with all_of((reader, writer)):
-                reader.ready().go()
-                writer.ready().go()
+            with running(ground, client, told) as (reader, writer):
                 writer.result()
                 found = reader.result(30)
         return {f"{name} ms": found[name] for name in FIGURES}

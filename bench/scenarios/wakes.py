@@ -13,10 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.doing import all_of
 from bench.frame import Case, Figures, Ground, Plan
 from bench.peers.base import Client
-from bench.scenarios.latency import ARENAS, told_of
+from bench.scenarios.latency import ARENAS, running, told_of
 
 RATE = 1000
 
@@ -47,11 +46,7 @@ def case(where: str, plan: Plan) -> Case:
     def measure(ground: Ground, client: Client) -> Figures:
         with ground.topic() as topic:
             told = told_of(topic, RATE, plan)
-            reader = ground.worker(client, "latency_consume", **told)
-            writer = ground.worker(client, "latency_produce", **told)
-            with all_of((reader, writer)):
-                reader.ready().go()
-                writer.ready().go()
+            with running(ground, client, told) as (reader, writer):
                 pids = [*ground.servers.pids, reader.process.pid, writer.process.pid]
                 time.sleep(told["skip"])
                 start, before = time.monotonic(), used(pids)
